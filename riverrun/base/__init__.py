@@ -1,0 +1,1 @@
+"""The leaf: types, protocols, config, artifacts, errors. Imports no other room."""

@@ -1,0 +1,142 @@
+"""What the rooms ask of one another. A model, an agent, a remote endpoint and a fake all are a `LanguageModel`.
+
+The context/continuation token rule lives inside `score`: spaces at the end of the prefix move to the continuation,
+prefix + continuation are tokenised as one text, and the continuation's tokens are those after the tokens of the prefix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+from riverrun.base.types import FinishReason, Message, SamplingParams, ToolCall, ToolSpec, Usage
+
+__all__ = [
+    "Completion",
+    "Delta",
+    "Embedder",
+    "ExecutionResult",
+    "LanguageModel",
+    "ModelInfo",
+    "Request",
+    "Sandbox",
+    "Score",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """Identity of a model: enough to know whether two runs saw the same one."""
+
+    name: str
+    digest: str
+    context_length: int
+    template_sha256: str
+    modalities: tuple[str, ...] = ("text",)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One generation. Either `messages` (rendered by the model's template, with `tools`) or a raw `prompt`.
+
+    For an agent, `tools` must be empty: it brings its own.
+    """
+
+    messages: tuple[Message, ...] = ()
+    prompt: str = ""
+    tools: tuple[ToolSpec, ...] = ()
+    params: SamplingParams = field(default_factory=SamplingParams)
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """The finished answer. `raw` is the text as generated, tool-call marks included.
+
+    `steps` is what an agent did on the way, one mapping per tool call:
+    {"tool", "arguments", "content", "data", "is_error"}; empty for a plain model.
+    """
+
+    message: Message
+    finish_reason: FinishReason
+    usage: Usage
+    raw: str = ""
+    steps: tuple[Mapping[str, Any], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """A piece of a streamed answer. Tool calls come whole; the last delta alone has `finish_reason` and `usage`.
+
+    `step` reports a finished tool call of an agent, in the form of `Completion.steps`.
+    """
+
+    text: str = ""
+    step: Mapping[str, Any] | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
+    finish_reason: FinishReason | None = None
+    usage: Usage | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """Natural-log probabilities of a continuation's tokens, and whether greedy decoding would have produced it."""
+
+    logprobs: tuple[float, ...]
+    is_greedy: bool
+
+    @property
+    def total(self) -> float:
+        return sum(self.logprobs)
+
+    @property
+    def mean(self) -> float:
+        return self.total / max(1, len(self.logprobs))
+
+
+@runtime_checkable
+class LanguageModel(Protocol):
+    """Text in, text out. Implementations are thread-safe: `stream` may be called while another call runs."""
+
+    @property
+    def info(self) -> ModelInfo: ...
+
+    def generate(self, requests: Sequence[Request]) -> list[Completion]:
+        """Answer every request, in order. Requests are batched by the model as it sees fit."""
+        ...
+
+    def stream(self, request: Request) -> Iterator[Delta]:
+        """Answer one request piece by piece. Closing the iterator aborts the request."""
+        ...
+
+    def score(self, prefix: str | Sequence[Message], continuations: Sequence[str]) -> list[Score]:
+        """Log-probabilities of each continuation after the prefix: a text, or messages with the answer's turn opened."""
+        ...
+
+
+@runtime_checkable
+class Embedder(Protocol):
+    def embed(self, texts: Sequence[str]) -> list[list[float]]:
+        """One unit-length vector per text."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ExecutionResult:
+    """What a sandboxed run did. `timed_out` and `exit_code` are independent of what it printed."""
+
+    stdout: str
+    stderr: str
+    exit_code: int
+    timed_out: bool
+    seconds: float
+    files: Mapping[str, bytes] = field(default_factory=dict)
+
+
+@runtime_checkable
+class Sandbox(Protocol):
+    def run(
+        self, code: str, *, files: Mapping[str, bytes] | None = None, timeout_seconds: float = 10.0
+    ) -> ExecutionResult:
+        """Run Python code in isolation; never raises for what the code does."""
+        ...

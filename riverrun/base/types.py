@@ -1,0 +1,310 @@
+"""The records all rooms exchange: messages of typed parts, tool calls, sampling parameters, documents.
+
+A message's content is a tuple of parts. A model that knows only text refuses the other parts by name
+(`Message.require_text`). `from_openai` / `to_openai` are the one place where the OpenAI JSON form is read and written.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, cast
+
+from riverrun.base.errors import InputError, UnsupportedError
+
+__all__ = [
+    "Audio",
+    "Document",
+    "File",
+    "FinishReason",
+    "Guide",
+    "Image",
+    "Message",
+    "Part",
+    "Role",
+    "SamplingParams",
+    "Text",
+    "ToolCall",
+    "ToolResult",
+    "ToolSpec",
+    "Usage",
+]
+
+Role = Literal["system", "user", "assistant", "tool"]
+FinishReason = Literal["stop", "length", "tool_calls", "abort"]
+_ROLES = ("system", "user", "assistant", "tool")
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    text: str
+    kind: Literal["text"] = "text"
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """An image by URL (http, https, data:) or raw bytes with a MIME type."""
+
+    url: str = ""
+    data: bytes = b""
+    mime: str = ""
+    kind: Literal["image"] = "image"
+
+
+@dataclass(frozen=True, slots=True)
+class Audio:
+    """Sound as raw bytes; `format` is wav, mp3, ..."""
+
+    data: bytes
+    format: str = "wav"
+    kind: Literal["audio"] = "audio"
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    name: str
+    data: bytes = b""
+    mime: str = ""
+    kind: Literal["file"] = "file"
+
+
+Part = Text | Image | Audio | File
+
+
+@dataclass(frozen=True, slots=True)
+class ToolSpec:
+    """A tool as a model sees it. `parameters` is a JSON Schema of type object."""
+
+    name: str
+    description: str
+    parameters: Mapping[str, Any]
+
+    @classmethod
+    def from_openai(cls, value: Mapping[str, Any]) -> ToolSpec:
+        function = value.get("function")
+        if value.get("type", "function") != "function" or not isinstance(function, Mapping) or not function.get("name"):
+            raise InputError(
+                f"a tool must be {{type: function, function: {{name, ...}}}}, got {json.dumps(value)[:120]}"
+            )
+        return cls(
+            str(function["name"]), str(function.get("description") or ""), dict(function.get("parameters") or {})
+        )
+
+    def to_openai(self) -> dict[str, Any]:
+        function = {"name": self.name, "description": self.description, "parameters": dict(self.parameters)}
+        return {"type": "function", "function": function}
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    name: str
+    arguments: Mapping[str, Any]
+    id: str = ""
+
+    def to_openai(self) -> dict[str, Any]:
+        arguments = json.dumps(self.arguments, ensure_ascii=False)
+        return {"id": self.id, "type": "function", "function": {"name": self.name, "arguments": arguments}}
+
+
+@dataclass(frozen=True, slots=True)
+class ToolResult:
+    """What a tool gave back. `data` is for programs (rows, files); `content` is what the model reads."""
+
+    call_id: str
+    name: str
+    content: str
+    is_error: bool = False
+    data: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    role: Role
+    content: tuple[Part, ...] = ()
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str = ""
+    name: str = ""
+
+    @classmethod
+    def of(cls, role: Role, text: str, **rest: Any) -> Message:
+        """A message of one text part (none for the empty string)."""
+        return cls(role, (Text(text),) if text else (), **rest)
+
+    @property
+    def text(self) -> str:
+        """All text parts joined; other parts are left out."""
+        return "".join(part.text for part in self.content if isinstance(part, Text))
+
+    def require_text(self, model: str) -> str:
+        """The text, or UnsupportedError naming the first part that is not text."""
+        for part in self.content:
+            if not isinstance(part, Text):
+                raise UnsupportedError(
+                    f"model '{model}' reads text only, the {self.role} message holds a part of type '{part.kind}': "
+                    f"remove it or choose a model that lists '{part.kind}'"
+                )
+        return self.text
+
+    @classmethod
+    def from_openai(cls, value: Mapping[str, Any]) -> Message:
+        """Read one OpenAI chat message; InputError names what is wrong."""
+        if not isinstance(value, Mapping):
+            raise InputError(f"a message must be an object, got {type(value).__name__}")
+        role = value.get("role")
+        if role == "developer":
+            role = "system"
+        if role not in _ROLES:
+            raise InputError(f"message role {role!r} is not one of {', '.join(_ROLES)}")
+        known = {"role", "content", "tool_calls", "tool_call_id", "name", "refusal"}
+        if unknown := set(value) - known:
+            raise UnsupportedError(
+                f"message field '{sorted(unknown)[0]}' is not supported; known: {', '.join(sorted(known))}"
+            )
+        calls = tuple(_call_from_openai(call) for call in value.get("tool_calls") or ())
+        content = _parts_from_openai(value.get("content"))
+        return cls(cast(Role, role), content, calls, str(value.get("tool_call_id") or ""), str(value.get("name") or ""))
+
+    def to_openai(self) -> dict[str, Any]:
+        """The OpenAI form; a message of text only has a plain string as content."""
+        out: dict[str, Any] = {"role": self.role}
+        if all(isinstance(part, Text) for part in self.content):
+            out["content"] = self.text if self.content or not self.tool_calls else None
+        else:
+            out["content"] = [_part_to_openai(part) for part in self.content]
+        if self.tool_calls:
+            out["tool_calls"] = [call.to_openai() for call in self.tool_calls]
+        if self.tool_call_id:
+            out["tool_call_id"] = self.tool_call_id
+        if self.name:
+            out["name"] = self.name
+        return out
+
+
+def _call_from_openai(value: Any) -> ToolCall:
+    function = value.get("function") if isinstance(value, Mapping) else None
+    if not isinstance(function, Mapping) or not function.get("name"):
+        raise InputError(f"a tool call must be {{id, type, function: {{name, arguments}}}}, got {str(value)[:120]}")
+    raw = function.get("arguments") or "{}"
+    try:
+        arguments = json.loads(raw) if isinstance(raw, str) else raw
+    except json.JSONDecodeError as error:
+        raise InputError(f"arguments of tool call '{function['name']}' are not JSON ({error}): {raw[:120]}") from None
+    if not isinstance(arguments, Mapping):
+        raise InputError(f"arguments of tool call '{function['name']}' must be an object, got {raw[:120]}")
+    return ToolCall(str(function["name"]), dict(arguments), str(value.get("id") or ""))
+
+
+def _parts_from_openai(content: Any) -> tuple[Part, ...]:
+    if content is None or content == "":
+        return ()
+    if isinstance(content, str):
+        return (Text(content),)
+    if not isinstance(content, Sequence):
+        raise InputError(f"message content must be a string or a list of parts, got {type(content).__name__}")
+    return tuple(_part_from_openai(part) for part in content)
+
+
+def _part_from_openai(part: Any) -> Part:
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    if kind == "text" and isinstance(part.get("text"), str):
+        return Text(part["text"])
+    if kind == "image_url" and isinstance(part.get("image_url"), Mapping):
+        return Image(url=str(part["image_url"].get("url", "")))
+    if kind == "input_audio" and isinstance(part.get("input_audio"), Mapping):
+        import base64
+
+        audio = part["input_audio"]
+        return Audio(base64.b64decode(audio.get("data", "")), str(audio.get("format", "wav")))
+    if kind == "file" and isinstance(part.get("file"), Mapping):
+        return File(str(part["file"].get("filename", "")))
+    raise InputError(f"content part of type {kind!r} is not one of text, image_url, input_audio, file")
+
+
+def _part_to_openai(part: Part) -> dict[str, Any]:
+    import base64
+
+    if isinstance(part, Text):
+        return {"type": "text", "text": part.text}
+    if isinstance(part, Image):
+        url = part.url or f"data:{part.mime};base64,{base64.b64encode(part.data).decode()}"
+        return {"type": "image_url", "image_url": {"url": url}}
+    if isinstance(part, Audio):
+        return {
+            "type": "input_audio",
+            "input_audio": {"data": base64.b64encode(part.data).decode(), "format": part.format},
+        }
+    return {"type": "file", "file": {"filename": part.name}}
+
+
+@dataclass(frozen=True, slots=True)
+class Guide:
+    """A constraint on the output: a JSON schema, a regular expression or a grammar."""
+
+    kind: Literal["json_schema", "regex", "grammar"]
+    value: str
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How to choose tokens. temperature 0 is greedy; top_k 0 and top_p 1 switch those off.
+
+    A field that a model does not honour is refused by name (UnsupportedError), never ignored.
+    """
+
+    max_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    stop: tuple[str, ...] = ()
+    seed: int | None = None
+    guide: Guide | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_tokens < 1:
+            raise InputError(f"max_tokens must be at least 1, got {self.max_tokens}")
+        if not 0.0 <= self.temperature <= 2.0:
+            raise InputError(f"temperature must be between 0 and 2, got {self.temperature}")
+        if not 0.0 < self.top_p <= 1.0:
+            raise InputError(f"top_p must be above 0 and at most 1, got {self.top_p}")
+        if self.top_k < 0:
+            raise InputError(f"top_k must be 0 (off) or more, got {self.top_k}")
+        if any(not stop for stop in self.stop):
+            raise InputError("a stop string must not be empty")
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of one or more requests; `cached_tokens` are prompt tokens that were not computed again."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+
+    @property
+    def total_tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(
+            self.prompt_tokens + other.prompt_tokens,
+            self.completion_tokens + other.completion_tokens,
+            self.cached_tokens + other.cached_tokens,
+        )
+
+    @classmethod
+    def total(cls, usages: Iterable[Usage]) -> Usage:
+        out = cls()
+        for usage in usages:
+            out = out + usage
+        return out
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One text with where it came from. Operators return changed copies (`dataclasses.replace`)."""
+
+    id: str
+    text: str
+    source: str = ""
+    metadata: Mapping[str, Any] = field(default_factory=dict)

@@ -110,7 +110,7 @@ class LanguageModel(Protocol):
         ...
 
     def score(self, prefix: str | Sequence[Message], continuations: Sequence[str]) -> list[Score]:
-        """Log-probabilities of each continuation after the prefix: a text, or messages with the answer's turn opened."""
+        """Log-probabilities of each continuation after the prefix: a text, or messages with the answer turn opened."""
         ...
 
 

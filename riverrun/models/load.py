@@ -1,8 +1,8 @@
 """Open a checkpoint, whatever its format: a GGUF file, a Hugging Face folder, or a bundle of a base and an adapter.
 
-A bundle is a folder with `bundle.json` {"base": <file or folder inside>, "adapter": <folder inside>}: a quantised base is
-kept as it is and the adapter is added when the weights are loaded. Opening reads headers only; no torch is imported
-until `load_model`.
+A bundle is a folder with `bundle.json` {"base": <file or folder inside>, "adapter": <folder inside>}: a quantised base
+is kept as it is and the adapter is added when the weights are loaded. Opening reads headers only; torch is imported by
+`load_model` alone.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ def save_companions(checkpoint: Checkpoint, folder: Path) -> None:
 
 
 def load_model(checkpoint: Checkpoint, dtype: torch.dtype, *, fold: bool = True) -> CausalLM:
-    """The weights in memory. An adapter is folded in (added in float32, rounded once), or kept beside with fold=False."""
+    """The weights in memory; an adapter is folded in (added in float32, rounded once) or kept beside (fold=False)."""
     from riverrun.base.optional import require
 
     torch = require("torch", extra="serve")

@@ -1,9 +1,9 @@
 """Linear layers whose weight may carry a low-rank update (LoRA, https://arxiv.org/abs/2106.09685).
 
-W' = W + (alpha / rank) * B A. The forward multiplies by W', formed once per optimizer step in the compute dtype from fp32
-A and B, as mixed precision does with full weights (a share of rank / tokens of the layer's own work). The backward uses
-W' for the input and projects onto A and B without ever forming the full weight gradient. In exact arithmetic this is the
-usual x W^T + s (x A^T) B^T.
+W' = W + (alpha / rank) * B A. The forward multiplies by W', formed once per optimizer step in the compute dtype from
+fp32 A and B, as mixed precision does with full weights (a share of rank / tokens of the layer's own work). The backward
+uses W' for the input and projects onto A and B without ever forming the full weight gradient. In exact arithmetic this
+is the usual x W^T + s (x A^T) B^T.
 
 Projections that read the same input are one matrix here (q, k, v; gate, up); each keeps its own A and B.
 """

@@ -1,8 +1,8 @@
 """Every quantisation grid and packing, once. numpy only.
 
 Block layouts are those of ggml (`ggml-common.h`, `ggml-quants.c`); the group grid is that of AWQ and
-GPTQ: unsigned 4-bit codes, an fp16 scale and a 4-bit zero point per `group_size` values of a row; value = (code - zero) *
-scale.
+GPTQ: unsigned 4-bit codes, an fp16 scale and a 4-bit zero point per `group_size` values of a row;
+value = (code - zero) * scale.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ def quantize_groups(weight: Floats, group_size: int, *, shrink_steps: int = 12) 
         scale = np.where(better, trial_scale, scale)
         zero = np.where(better, trial_zero, zero)
     codes = np.clip(np.round(groups / scale.astype(np.float32)) + zero, 0, 15).astype(np.uint8).reshape(out, into)
-    packed = codes[:, 0::2] | (codes[:, 1::2] << 4)
+    packed: Bytes = np.bitwise_or(codes[:, 0::2], np.left_shift(codes[:, 1::2], 4), dtype=np.uint8)
     return GroupQuantized(packed, scale[:, :, 0], zero[:, :, 0].astype(np.uint8), group_size)
 
 

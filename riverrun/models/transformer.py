@@ -27,8 +27,8 @@ def rope_table(config: ModelConfig, positions: Tensor, dtype: torch.dtype) -> tu
 
     The first half of sin is negative, so that rotating is x * cos + swap_halves(x) * sin.
     """
-    half = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
-    angles = positions.float()[:, None] / config.rope_theta ** half[None, :]  # [T, D/2]
+    halves = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
+    angles = positions.float()[:, None] * (1.0 / config.rope_theta**halves)[None, :]  # [T, D/2]
     cos, sin = angles.cos(), angles.sin()
     return torch.cat([cos, cos], dim=1)[:, None].to(dtype), torch.cat([-sin, sin], dim=1)[:, None].to(dtype)
 
@@ -73,7 +73,7 @@ class Attention(nn.Module):
         heads = self.qkv_proj(x_TE).view(x_TE.shape[0], -1, config.head_dim)  # [T, H + 2K, D]
         turning = config.num_attention_heads + config.num_key_value_heads
         turned = rotate(heads[:, :turning], rope)  # queries and keys in one pass
-        q, k = turned.split([config.num_attention_heads, config.num_key_value_heads], dim=1)
+        q, k = turned[:, : config.num_attention_heads], turned[:, config.num_attention_heads :]
         out = attend(self.layer, q, k, heads[:, turning:])
         return self.o_proj(out.reshape(x_TE.shape[0], -1))  # type: ignore[no-any-return]
 

@@ -14,7 +14,7 @@ from riverrun.base.errors import InputError, IntegrityError, UnsupportedError
 from riverrun.base.optional import require
 from riverrun.models.transformer import CausalLM
 
-__all__ = ["add_adapters", "adapter_tensors", "load_adapter", "save_adapter"]
+__all__ = ["adapter_tensors", "add_adapters", "load_adapter", "save_adapter"]
 
 _PREFIX = "base_model.model."
 _ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

@@ -196,6 +196,14 @@ def test_no_phrasing_stands_twice(intents):
                 seen[key] = (intent["name"], part)
 
 
+def test_sealed_phrasings_differ_by_more_than_a_comma(intents):
+    for intent in intents:
+        known = [set(plain(p).split()) for part in ("train", "dev") for p in intent["phrasings"].get(part, [])]
+        for phrasing in intent["phrasings"].get("sealed", []):
+            own = set(plain(phrasing).split())
+            assert all(len(own & other) / len(own | other) < 0.8 for other in known), phrasing
+
+
 def test_slots_of_phrasings_and_sql_agree(intents):
     for intent in intents:
         slots = set(intent.get("slots", {}))
@@ -296,6 +304,16 @@ def test_every_page_of_the_site_has_its_fate(expected):
 def test_pages_that_stay_have_a_body(expected):
     for name in expected["keep"]:
         assert 90 <= len(page_text(name).split()) <= 300, name
+
+
+def test_pages_name_books_of_the_catalogue(expected, database):
+    titles = {row[0] for row in database.execute("SELECT title FROM books")}
+    named = set()
+    for name in expected["keep"]:
+        raw = (SITE / name).read_text(encoding="utf-8").replace("\u00e2\u20ac\u2122", "'")
+        named |= set(re.findall(r"<i>(.*?)</i>", raw))
+    assert named - titles == {"The Second Harvest"}  # this one is announced, not yet sold
+    assert len(named) >= 30
 
 
 def test_personal_data_stands_only_where_it_is_expected(expected):

@@ -164,8 +164,8 @@ FIRST = """Abigail; Adrian; Alma; Andrei; Anneke; Arlo; Astor; Bella; Bertram; B
     Yasmin"""
 
 LAST = """Abernathy; Ainsley; Barlow; Beckett; Birch; Bramble; Burnett; Cable; Chandler; Coombe; Copley; Crane; Dalby;
-    Denholm; Drummond; Eastwood; Eccles; Fenton; Forsyth; Galloway; Garland; Goodwin; Hadley; Harker; Hobbs; Hurst; Ingram;
-    Jessop; Kemble; Kirkby; Langley; Lister; Lomax; Marlow; Merrick; Milburn; Nesbit; Norcott; Oldham; Padgett; Pascoe;
+    Denholm; Drummond; Eastwood; Eccles; Fenton; Forsyth; Galloway; Garland; Goodwin; Hadley; Harker; Hobbs; Hurst;
+    Ingram; Jessop; Kemble; Kirkby; Langley; Lister; Lomax; Marlow; Merrick; Milburn; Nesbit; Norcott; Oldham; Padgett; Pascoe;
     Penrose; Quilter; Radley; Rowntree; Sandford; Seaton; Sherwin; Tolland; Tranter; Upton; Varley; Wadham; Wexford;
     Whitby; Winslow; Wyatt; Yardley; Zeller"""
 
@@ -232,8 +232,8 @@ def make_books(dice):
                 author = unwritten.pop(0)
             else:
                 author = dice.weighted(weights)
-            years = used_years.setdefault(author, set(
-                FIXED_YEAR[t] for t in titles if t in LEAD and author == authors[0]))
+            years = used_years.setdefault(author, {
+                FIXED_YEAR[t] for t in titles if t in LEAD and author == authors[0]})
             year = FIXED_YEAR.get(title)
             while year is None or (title not in FIXED_YEAR and year in years):
                 year = 2022 - int(dice.random() ** 1.6 * 41)
@@ -247,7 +247,7 @@ def make_books(dice):
             rows.append((title, author, genre, price, year, stock))
         if not any(row[2] == genre and row[5] == 0 for row in rows):  # every shelf has a gap
             at = len(rows) - 1 - dice.below(len(titles))
-            rows[at] = rows[at][:5] + (0,)
+            rows[at] = (*rows[at][:5], 0)
     return [(number, *row) for number, row in enumerate(dice.shuffled(rows), 1)]
 
 
@@ -310,7 +310,7 @@ def build(path, seed=7):
     books = make_books(dice)
     customers = make_customers(dice)
     orders, lines, shipments, returned = make_orders(dice, customers, books)
-    rows = dict(zip(TABLES, (customers, books, orders, lines, shipments, returned)))
+    rows = dict(zip(TABLES, (customers, books, orders, lines, shipments, returned), strict=True))
 
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

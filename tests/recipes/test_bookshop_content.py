@@ -1,4 +1,4 @@
-"""The bookshop example: its files are complete, fit each other and keep what is sealed apart from what is trained on."""
+"""The bookshop example: its files are complete, fit each other and keep sealed and trained apart."""
 
 import collections
 import importlib.util
@@ -59,24 +59,25 @@ def database(maker, tmp_path_factory):
     connection.close()
 
 
+BLOCKS = {"p", "li", "td", "th", "tr", "h1", "h2", "h3", "h4", "dt", "dd", "div", "br", "summary", "details"}
+SKIPPED = {"script", "style", "title", "nav", "footer", "aside", "form", "button"}
+
+
 class Text(HTMLParser):
     """The text of a page's main part, roughly: enough to look answers up in it."""
-
-    blocks = {"p", "li", "td", "th", "tr", "h1", "h2", "h3", "h4", "dt", "dd", "div", "br", "summary", "details"}
-    skipped = {"script", "style", "title", "nav", "footer", "aside", "form", "button"}
 
     def __init__(self):
         super().__init__()
         self.parts, self.depth = [], 0
 
     def handle_starttag(self, tag, attrs):
-        self.depth += tag in self.skipped
-        if tag in self.blocks:
+        self.depth += tag in SKIPPED
+        if tag in BLOCKS:
             self.parts.append(" ")
 
     def handle_endtag(self, tag):
-        self.depth -= tag in self.skipped and self.depth > 0
-        if tag in self.blocks:
+        self.depth -= tag in SKIPPED and self.depth > 0
+        if tag in BLOCKS:
             self.parts.append(" ")
 
     def handle_data(self, data):
@@ -133,7 +134,9 @@ def test_database_is_large_and_its_references_hold(maker, tmp_path, seed):
     path = tmp_path / "shop.sqlite"
     counts = maker.build(path, seed)
     assert sum(counts.values()) >= 5000
-    assert counts["customers"] == 600 and counts["orders"] == 1500 and counts["books"] >= 300
+    assert counts["customers"] == 600
+    assert counts["orders"] == 1500
+    assert counts["books"] >= 300
     connection = sqlite3.connect(path)
 
     def one(sql):
@@ -181,7 +184,7 @@ def test_intents_are_many_and_every_kind_is_there(intents):
 def test_phrasings_are_enough(intents):
     least = {"page": (6, 2, 3), "chat": (12, 3, 4)}
     for intent in intents:
-        wanted = dict(zip(("train", "dev", "sealed"), least.get(intent["kind"], (16, 4, 8))))
+        wanted = dict(zip(("train", "dev", "sealed"), least.get(intent["kind"], (16, 4, 8)), strict=True))
         for part, phrasings in intent["phrasings"].items():
             assert len(phrasings) >= wanted[part], (intent["name"], part)
 
@@ -229,9 +232,10 @@ def test_every_sql_runs_and_finds_rows(intents, database):
             good = bool(rows) and None not in rows[0]
             found += good
             if good:
-                intent["answer"].format(**row_of, **{c: v for c, v in zip(columns, rows[0]) if c not in row_of})
+                intent["answer"].format(**(dict(zip(columns, rows[0], strict=True)) | row_of))
         if intent["kind"] == "none_found":
-            assert found == 0 and all(len(values) >= 24 for values in slots.values())
+            assert found == 0
+            assert all(len(values) >= 24 for values in slots.values())
         elif len(slots) == 2:  # "below a price", "newer than": now and then there is none
             assert found >= 0.85 * asked, intent["name"]
         elif intent["name"] in ("books_of_year",):
@@ -259,14 +263,16 @@ def test_page_intents_keep_to_their_side(intents, choices, expected):
 def test_chat_intents_have_answers(intents):
     for intent in intents:
         if intent["kind"] == "chat":
-            assert len(intent["answers"]) >= 2 and "sql" not in intent
+            assert len(intent["answers"]) >= 2
+            assert "sql" not in intent
 
 
 # choices
 
 
 def test_choices_are_enough(choices):
-    assert len(choices["train"]) >= 160 and len(choices["sealed"]) == 60
+    assert len(choices["train"]) >= 160
+    assert len(choices["sealed"]) == 60
     assert len({c["page"] for c in choices["train"]}) >= 40
     assert len({c["page"] for c in choices["sealed"]}) >= 20
     questions = [plain(c["question"]) + c["page"] for part in choices.values() for c in part]
@@ -276,7 +282,9 @@ def test_choices_are_enough(choices):
 def test_every_answer_stands_in_its_page(choices):
     for choice in choices["train"] + choices["sealed"]:
         options, answer = choice["options"], choice["answer"]
-        assert len(options) == 4 and len(set(options)) == 4 and answer == 0
+        assert len(options) == 4
+        assert len(set(options)) == 4
+        assert answer == 0
         text = page_text(choice["page"])
         right = options[answer].strip('"')
         assert stands_in(right, text), (choice["page"], right)
@@ -290,13 +298,17 @@ def test_every_answer_stands_in_its_page(choices):
 def test_every_page_of_the_site_has_its_fate(expected):
     files = {path.name for path in SITE.glob("*.html")}
     keep, drop = set(expected["keep"]), set(expected["drop"])
-    assert keep | drop == files and not keep & drop
+    assert keep | drop == files
+    assert not keep & drop
     assert set(expected["mask"]) <= keep
     assert len(keep - set(expected["mask"])) >= 64
     reasons = collections.Counter(expected["drop"].values())
     assert set(reasons) == DROP_REASONS
-    assert reasons["near_duplicate"] >= 6 and reasons["duplicate"] >= 2
-    assert reasons["abusive"] >= 5 and reasons["spam"] >= 5 and reasons["too_short"] >= 3
+    assert reasons["near_duplicate"] >= 6
+    assert reasons["duplicate"] >= 2
+    assert reasons["abusive"] >= 5
+    assert reasons["spam"] >= 5
+    assert reasons["too_short"] >= 3
     assert len(expected["mask"]) >= 8
     assert {kind for kinds in expected["mask"].values() for kind in kinds} == MASK_KINDS
 
@@ -352,7 +364,8 @@ def test_copies_are_close_and_other_pages_are_not(expected):
     for name, reason in expected["drop"].items():
         if reason in ("duplicate", "near_duplicate"):
             likeness, original = nearest(name, shingles(page_text(name)))
-            assert likeness > 0.7 and original.split(".")[0] == name.rsplit("_", 1)[0], (name, likeness)
+            assert likeness > 0.7, name
+            assert original.split(".")[0] == name.rsplit("_", 1)[0]
             assert original < name  # files are read in this order, the first of two copies stays
     for name, own in kept.items():
         assert nearest(name, own)[0] < 0.3, name
@@ -364,7 +377,8 @@ def test_copies_are_close_and_other_pages_are_not(expected):
 def test_safety_prompts_are_enough_and_apart(safety):
     for part, least in (("train", 22), ("sealed", 22)):
         kinds = collections.Counter(entry["kind"] for entry in safety[part])
-        assert set(kinds) == {"abuse", "privacy", "injection"} and min(kinds.values()) >= least
+        assert set(kinds) == {"abuse", "privacy", "injection"}
+        assert min(kinds.values()) >= least
     prompts = [plain(entry["prompt"]) for part in safety.values() for entry in part]
     assert len(set(prompts)) == len(prompts)
     for kind in ("abuse", "privacy", "injection"):

@@ -1,0 +1,146 @@
+"""Training conversations from questions: what the model should call, what the tool then shows, what to say.
+
+The tool message holds exactly what the tool returned, so training sees what serving shows. Reading intents and drawing
+questions are re-exported here; multiple choice and safety rows are in `choices`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from riverrun.base.artifacts import atomic_file
+from riverrun.base.errors import InputError
+from riverrun.base.types import Message, ToolCall, ToolResult, ToolSpec
+from riverrun.data.intents import Intent, load_intents
+from riverrun.data.questions import Question, build_questions, read_questions, write_questions
+
+__all__ = [
+    "Conversation",
+    "Intent",
+    "Question",
+    "build_conversations",
+    "build_questions",
+    "load_intents",
+    "read_conversations",
+    "read_questions",
+    "write_conversations",
+    "write_questions",
+]
+
+RunTool = Callable[[ToolCall], ToolResult]
+OnSkip = Callable[[Question, str], None]
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Messages to train on, with the tools that were on offer."""
+
+    id: str
+    messages: tuple[Message, ...]
+    tools: tuple[ToolSpec, ...] = ()
+    intent: str = ""
+
+    def to_openai(self) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "intent": self.intent,
+            "messages": [message.to_openai() for message in self.messages],
+            "tools": [tool.to_openai() for tool in self.tools],
+        }
+
+    @classmethod
+    def from_openai(cls, value: Mapping[str, Any]) -> Conversation:
+        """InputError if it is not `{messages: [...]}` in the OpenAI form (id, intent and tools may be missing)."""
+        if not isinstance(value, Mapping) or not isinstance(value.get("messages"), list):
+            raise InputError(f"a conversation must be an object with a list 'messages', got {str(value)[:80]}")
+        messages = tuple(Message.from_openai(message) for message in value["messages"])
+        tools = tuple(ToolSpec.from_openai(tool) for tool in value.get("tools") or ())
+        return cls(str(value.get("id", "")), messages, tools, str(value.get("intent", "")))
+
+
+def build_conversations(
+    questions: Sequence[Question],
+    *,
+    system: str,
+    tools: Sequence[ToolSpec],
+    run_tool: RunTool,
+    on_skip: OnSkip | None = None,
+) -> list[Conversation]:
+    """One conversation a question: system, user, (tool call, tool result,) answer.
+
+    SQL goes to the tool with an argument `sql`, page questions go with their own text to the tool with an argument
+    `query`. A page question whose page the search does not bring up is left out (`on_skip(question, why)` is told):
+    it would teach to answer without evidence. InputError if a tool fails or shows other rows than the gold ones.
+    """
+    out = []
+    for question in questions:
+        turn = _tool_turn(question, tools, run_tool)
+        if isinstance(turn, str):
+            if on_skip:
+                on_skip(question, turn)
+            continue
+        start = (Message.of("system", system),) if system else ()
+        messages = (*start, Message.of("user", question.text), *turn, Message.of("assistant", question.reply))
+        out.append(Conversation(question.id, messages, tuple(tools), question.intent))
+    return out
+
+
+def _tool_turn(question: Question, tools: Sequence[ToolSpec], run_tool: RunTool) -> tuple[Message, ...] | str:
+    """The call and its result as messages (none for chat), or the reason why the question cannot be used."""
+    if question.sql is None and question.page is None:
+        return ()
+    argument, value = ("sql", question.sql) if question.sql is not None else ("query", question.text)
+    call = ToolCall(_tool_with(argument, tools, question), {argument: value}, "call_0")
+    result = run_tool(call)
+    if result.is_error:
+        raise InputError(f"question '{question.id}': tool '{call.name}' failed on {value!r}: {result.content}")
+    data = result.data if isinstance(result.data, Mapping) else {}
+    if question.sql is not None and "rows" in data and [list(row) for row in data["rows"]] != question.rows:
+        raise InputError(
+            f"question '{question.id}': tool '{call.name}' shows {len(data['rows'])} rows that differ from the "
+            f"{len(question.rows or [])} gold rows of {value!r}: give both the same database and a row limit above that"
+        )
+    if question.page is not None and "pages" in data and question.page not in data["pages"]:
+        return f"search brings up {', '.join(map(str, data['pages'])) or 'nothing'} instead of '{question.page}'"
+    asked = Message("assistant", tool_calls=(call,))
+    return asked, Message.of("tool", result.content, tool_call_id=call.id, name=call.name)
+
+
+def _tool_with(argument: str, tools: Sequence[ToolSpec], question: Question) -> str:
+    names = [tool.name for tool in tools if argument in (tool.parameters.get("properties") or {})]
+    if len(names) != 1:
+        raise InputError(
+            f"question '{question.id}' needs exactly one tool with an argument '{argument}', "
+            f"{len(names)} of {[tool.name for tool in tools]} have it"
+        )
+    return names[0]
+
+
+def write_conversations(path: Path, conversations: Iterable[Conversation]) -> int:
+    """JSON lines in the OpenAI messages form, whole or absent; the number written."""
+    count = 0
+    with atomic_file(path) as handle:
+        for conversation in conversations:
+            handle.write(json.dumps(conversation.to_openai(), ensure_ascii=False) + "\n")
+            count += 1
+    return count
+
+
+def read_conversations(path: Path) -> list[Conversation]:
+    """The inverse of `write_conversations`. InputError names the line that cannot be read."""
+    out = []
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            try:
+                out.append(Conversation.from_openai(json.loads(line)))
+            except (ValueError, InputError) as error:
+                raise InputError(f"{path}, line {number}: {error}") from None
+    return out

@@ -1,0 +1,143 @@
+"""Rows into packs of at most `micro_tokens`, every row isolated; rows that begin alike share that beginning.
+
+A chat application's rows all begin with the same system turn. When a group of rows agrees on at least
+`MIN_SHARED` first tokens that nobody learns, a pack holds them once, and each row continues from there
+(`models.attention.PackedCausal`): the result is that of computing every row alone, for a fraction of the tokens.
+
+The plan is a pure function of (rows, micro_tokens, seed, epoch): order and content do not depend on workers or resume.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from riverrun.base.errors import CapacityError
+from riverrun.data.tokens import TokenRow
+
+__all__ = ["Pack", "PackStats", "plan_epoch", "shared_prefix"]
+
+MIN_SHARED = 16
+# Rows of one window are sorted by length before they are cut into packs: equal lengths waste no attention.
+WINDOW_PACKS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Pack:
+    """`prefix` tokens of the first row stand once, then each row's rest."""
+
+    rows: tuple[TokenRow, ...]
+    prefix: int
+
+    @property
+    def lengths(self) -> list[int]:
+        return [len(row.ids) - self.prefix for row in self.rows]
+
+    @property
+    def computed_tokens(self) -> int:
+        return self.prefix + sum(self.lengths)
+
+    @property
+    def row_tokens(self) -> int:
+        """Tokens as the rows have them, each with its own prefix."""
+        return sum(len(row.ids) for row in self.rows)
+
+    @property
+    def label_tokens(self) -> int:
+        return sum(row.label_tokens for row in self.rows)
+
+    def ids(self) -> list[int]:
+        out = list(self.rows[0].ids[: self.prefix])
+        for row in self.rows:
+            out += row.ids[self.prefix :]
+        return out
+
+    def targets(self) -> tuple[list[int], list[int]]:
+        """(place in the pack whose output predicts, token to predict) of every label."""
+        places: list[int] = []
+        tokens: list[int] = []
+        start = self.prefix
+        for row in self.rows:
+            # the first own token is never learned: nothing before it is the row's own (see shared_prefix)
+            for i in range(self.prefix + 1, len(row.ids)):
+                if row.learned[i]:
+                    places.append(start + i - self.prefix - 1)
+                    tokens.append(row.ids[i])
+            start += len(row.ids) - self.prefix
+        return places, tokens
+
+
+@dataclass(frozen=True, slots=True)
+class PackStats:
+    """What packing did to an epoch."""
+
+    rows: int
+    packs: int
+    row_tokens: int
+    computed_tokens: int
+    label_tokens: int
+
+    @classmethod
+    def of(cls, packs: Sequence[Pack]) -> PackStats:
+        return cls(
+            sum(len(p.rows) for p in packs),
+            len(packs),
+            sum(p.row_tokens for p in packs),
+            sum(p.computed_tokens for p in packs),
+            sum(p.label_tokens for p in packs),
+        )
+
+
+def shared_prefix(rows: Sequence[TokenRow]) -> int:
+    """Length of the longest beginning that all rows have, none learns, and none ends within; 0 if below MIN_SHARED."""
+    if len(rows) < 2:
+        return 0
+    first, last = min(row.ids for row in rows), max(row.ids for row in rows)
+    count = 0
+    while count < min(len(first), len(last)) and first[count] == last[count]:
+        count += 1
+    for row in rows:
+        learned = next((i for i, flag in enumerate(row.learned) if flag), len(row.ids))
+        count = min(count, learned - 1, len(row.ids) - 1)
+    return count if count >= MIN_SHARED else 0
+
+
+def _groups(rows: Sequence[TokenRow]) -> Iterator[list[TokenRow]]:
+    """Rows by their first MIN_SHARED tokens, in order of first appearance."""
+    by_start: dict[tuple[int, ...], list[TokenRow]] = {}
+    for row in rows:
+        by_start.setdefault(row.ids[:MIN_SHARED], []).append(row)
+    yield from by_start.values()
+
+
+def plan_epoch(rows: Sequence[TokenRow], *, micro_tokens: int, seed: int, epoch: int, share: bool = True) -> list[Pack]:
+    """All packs of one epoch: every row exactly once, no pack above `micro_tokens` computed tokens."""
+    packs: list[Pack] = []
+    for group in _groups(rows) if share else [list(rows)]:
+        prefix = shared_prefix(group) if share else 0
+        order = list(group)
+        random.Random(f"{seed}/{epoch}/{len(packs)}").shuffle(order)
+        window = max(1, WINDOW_PACKS * micro_tokens // max(1, sum(len(r.ids) - prefix for r in order) // len(order)))
+        for start in range(0, len(order), window):
+            packs += _cut(sorted(order[start : start + window], key=lambda r: len(r.ids)), prefix, micro_tokens)
+    random.Random(f"{seed}/{epoch}/packs").shuffle(packs)
+    return packs
+
+
+def _cut(rows: Sequence[TokenRow], prefix: int, micro_tokens: int) -> Iterator[Pack]:
+    taken: list[TokenRow] = []
+    used = prefix
+    for row in rows:
+        own = len(row.ids) - prefix
+        if prefix + own > micro_tokens:
+            raise CapacityError(
+                f"row '{row.id}' has {len(row.ids)} tokens, a pack holds {micro_tokens}: raise micro_tokens or drop the row"
+            )
+        if taken and used + own > micro_tokens:
+            yield Pack(tuple(taken), prefix)
+            taken, used = [], prefix
+        taken.append(row)
+        used += own
+    if taken:
+        yield Pack(tuple(taken), prefix)

@@ -1,0 +1,98 @@
+"""LoRA adapters in the layout of PEFT: adapter_config.json and adapter_model.safetensors."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from riverrun.base.artifacts import atomic_file, write_json
+from riverrun.base.errors import InputError, IntegrityError, UnsupportedError
+from riverrun.base.optional import require
+from riverrun.models.transformer import CausalLM
+
+__all__ = ["adapter_tensors", "add_adapters", "load_adapter", "save_adapter"]
+
+_PREFIX = "base_model.model."
+_ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+def add_adapters(model: CausalLM, rank: int, alpha: float, *, targets: tuple[str, ...] = _ALL, seed: int = 0) -> None:
+    """Put a fresh adapter (A random, B zero) beside every target projection."""
+    if unknown := set(targets) - set(_ALL):
+        raise UnsupportedError(f"LoRA target '{sorted(unknown)[0]}' does not exist, targets: {', '.join(_ALL)}")
+    generator = torch.Generator().manual_seed(seed)
+    for _, matrix in model.linears():
+        for part in matrix.parts:
+            if part in targets:
+                matrix.add_adapter(part, rank, alpha, generator)
+
+
+def adapter_tensors(model: CausalLM) -> dict[str, Tensor]:
+    """PEFT name -> parameter, in a fixed order."""
+    out: dict[str, Tensor] = {}
+    for prefix, matrix in model.linears():
+        for part, adapter in matrix.adapters.items():
+            for side in ("lora_A", "lora_B"):
+                out[f"{_PREFIX}{prefix}.{part}.{side}.weight"] = getattr(adapter, side).data
+    return out
+
+
+def save_adapter(model: CausalLM, folder: Path, *, base: str = "") -> None:
+    """Write the adapters so that PEFT loads them; `base` names the base model."""
+    adapters = [(part, adapter) for _, matrix in model.linears() for part, adapter in matrix.adapters.items()]
+    assert adapters, "save_adapter needs a model with adapters"
+    first: Any = adapters[0][1]
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": first.rank,
+        "lora_alpha": first.alpha,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "target_modules": sorted({part for part, _ in adapters}),
+        "fan_in_fan_out": False,
+        "use_rslora": False,
+        "use_dora": False,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "adapter_config.json", config)
+    serialize = require("safetensors.torch", extra="serve").save
+    with atomic_file(folder / "adapter_model.safetensors", "wb") as handle:
+        handle.write(
+            serialize({k: v.contiguous() for k, v in adapter_tensors(model).items()}, metadata={"format": "pt"})
+        )
+
+
+def load_adapter(model: CausalLM, folder: Path) -> None:
+    """Read a PEFT LoRA adapter onto a model that has none."""
+    path = folder / "adapter_config.json"
+    if not path.is_file():
+        raise InputError(
+            f"{path} does not exist: an adapter folder needs adapter_config.json and adapter_model.safetensors"
+        )
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        rank, alpha = int(config["r"]), float(config["lora_alpha"])
+        targets = tuple(config["target_modules"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise IntegrityError(f"{path} is not a LoRA configuration: {error!r}") from None
+    for key, plain in {"peft_type": "LORA", "use_dora": False, "use_rslora": False, "bias": "none"}.items():
+        if config.get(key, plain) != plain:
+            raise UnsupportedError(f"{path}: {key} = {config[key]!r} is not supported, supported: {plain!r}")
+    add_adapters(model, rank, alpha, targets=targets)
+    try:
+        stored = require("safetensors.torch", extra="serve").load_file(str(folder / "adapter_model.safetensors"))
+    except Exception as error:  # SafetensorError and OSError
+        raise IntegrityError(f"{folder / 'adapter_model.safetensors'} cannot be read: {error}") from None
+    for name, parameter in adapter_tensors(model).items():
+        if name not in stored or stored[name].shape != parameter.shape:
+            found = list(stored[name].shape) if name in stored else "nothing"
+            raise IntegrityError(
+                f"{folder}: adapter tensor '{name}' must have shape {list(parameter.shape)}, found {found}"
+            )
+        parameter.copy_(stored[name])

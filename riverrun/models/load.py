@@ -1,0 +1,182 @@
+"""Open a checkpoint, whatever its format: a GGUF file, a Hugging Face folder, or a bundle of a base and an adapter.
+
+A bundle is a folder with `bundle.json` {"base": <file or folder inside>, "adapter": <folder inside>}: a quantised base
+is kept as it is and the adapter is added when the weights are loaded. Opening reads headers only; torch is imported by
+`load_model` alone.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from riverrun.base.artifacts import digest_json, digest_tree
+from riverrun.base.errors import InputError, IntegrityError
+from riverrun.models.chat import ChatTemplate
+from riverrun.models.config import ModelConfig
+from riverrun.models.io.gguf import GGUFFile, is_gguf
+from riverrun.models.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    import torch
+
+    from riverrun.models.transformer import CausalLM
+
+__all__ = ["Checkpoint", "load_checkpoint", "load_config", "load_model", "save_companions"]
+
+BUNDLE = "bundle.json"
+
+
+@dataclass
+class Checkpoint:
+    """An opened model: shape, tokenizer, template; weights come with `load_model`."""
+
+    path: Path
+    config: ModelConfig
+    tokenizer: Tokenizer
+    template: ChatTemplate
+    quantization: dict[str, Any] | None = None
+    gguf: GGUFFile | None = None
+    adapter: Path | None = None
+
+    @property
+    def weight_bytes(self) -> int:
+        """Size of the weights on disk, adapter included."""
+        files = [self.path] if self.path.is_file() else sorted(self.path.glob("*.safetensors"))
+        if self.adapter:
+            files += sorted(self.adapter.glob("*.safetensors"))
+        return sum(file.stat().st_size for file in files)
+
+    def digest(self) -> str:
+        """sha256 identity over the base's and the adapter's files."""
+        parts = [digest_tree(self.path)] + ([digest_tree(self.adapter)] if self.adapter else [])
+        return parts[0] if len(parts) == 1 else digest_json(parts)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist: give a GGUF file or a model folder with {path.name}") from None
+    except ValueError as error:
+        raise IntegrityError(f"{path} is not JSON: {error}") from None
+    if not isinstance(data, dict):
+        raise IntegrityError(f"{path} must hold an object, it holds {type(data).__name__}")
+    return data
+
+
+def _resolve(path: Path) -> tuple[Path, Path | None]:
+    """(base, adapter) of a path that may be a bundle."""
+    if not path.exists():
+        raise InputError(f"{path} does not exist: give a GGUF file, a model folder or a catalogue name")
+    if not (path / BUNDLE).is_file():
+        return path, None
+    bundle = _json(path / BUNDLE)
+    root = path.resolve()
+    inside = [(root / str(bundle.get(key, ""))).resolve() for key in ("base", "adapter")]
+    for part in inside:
+        if root not in part.parents or not part.exists():
+            raise IntegrityError(f"{path / BUNDLE} names {part.name}, which is not in the folder")
+    return inside[0], inside[1]
+
+
+def load_config(path: Path) -> ModelConfig:
+    """The shape alone."""
+    base, _ = _resolve(path)
+    if base.is_file():
+        return GGUFFile(base).config()
+    return ModelConfig.from_hf(_json(base / "config.json"))
+
+
+def load_checkpoint(path: Path, *, adapter: Path | None = None) -> Checkpoint:
+    """Open a model; errors name the file and what is wrong with it."""
+    base, bundled = _resolve(path)
+    if bundled and adapter:
+        raise InputError(f"{path} has its own adapter, {adapter} cannot be added to it: give the base model instead")
+    adapter = adapter or bundled
+    if base.is_file():
+        if not is_gguf(base):
+            raise IntegrityError(
+                f"{base} is not a GGUF file (it does not start with 'GGUF'): give a GGUF file or a folder"
+            )
+        gguf = GGUFFile(base)
+        template = gguf.metadata.get("tokenizer.chat_template")
+        if not template:
+            raise InputError(f"{base} has no chat template (tokenizer.chat_template): use an instruction-tuned model")
+        tokenizer = Tokenizer.from_gguf(gguf.metadata)
+        return Checkpoint(base, gguf.config(), tokenizer, ChatTemplate(template), gguf=gguf, adapter=adapter)
+    raw = _json(base / "config.json")
+    config = ModelConfig.from_hf(raw)
+    tokenizer_file = base / "tokenizer.json"
+    tokenizer = Tokenizer.from_file(tokenizer_file, bos_id=config.bos_token_id, eos_id=config.eos_token_id)
+    return Checkpoint(
+        base,
+        config,
+        tokenizer,
+        ChatTemplate(_template_of(base)),
+        quantization=raw.get("quantization_config"),
+        adapter=adapter,
+    )
+
+
+def _template_of(folder: Path) -> str:
+    file = folder / "chat_template.jinja"
+    if file.is_file():
+        return file.read_text(encoding="utf-8")
+    template = (
+        _json(folder / "tokenizer_config.json").get("chat_template")
+        if (folder / "tokenizer_config.json").is_file()
+        else None
+    )
+    if isinstance(template, list):
+        template = next((item.get("template") for item in template if item.get("name") == "default"), None)
+    if not template:
+        raise InputError(f"{folder} has no chat template (chat_template.jinja): use an instruction-tuned model")
+    return str(template)
+
+
+def save_companions(checkpoint: Checkpoint, folder: Path) -> None:
+    """Tokenizer and template beside written weights, so that the folder loads alone."""
+    from riverrun.base.artifacts import write_json, write_text
+
+    checkpoint.tokenizer.save(folder / "tokenizer.json")
+    write_text(folder / "chat_template.jinja", checkpoint.template.source)
+    names = {index: token for token, index in checkpoint.tokenizer.special.items()}
+    settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+    for key, index in (("bos_token", checkpoint.tokenizer.bos_id), ("eos_token", checkpoint.tokenizer.eos_id)):
+        if index in names:
+            settings[key] = names[index]
+    write_json(folder / "tokenizer_config.json", settings)
+
+
+def load_model(checkpoint: Checkpoint, dtype: torch.dtype, *, fold: bool = True) -> CausalLM:
+    """The weights in memory; an adapter is folded in (added in float32, rounded once) or kept beside (fold=False)."""
+    from riverrun.base.optional import require
+
+    torch = require("torch", extra="serve")
+    from riverrun.models.transformer import CausalLM
+
+    staged = torch.float32 if checkpoint.adapter and fold else dtype
+    model = CausalLM(checkpoint.config, staged)
+    if checkpoint.gguf:
+        arrays = checkpoint.gguf.weights(checkpoint.config)
+        model.load(((name, torch.from_numpy(values.copy())) for name, values in arrays), str(checkpoint.path))
+    else:
+        from riverrun.models.io.hf import read_weights
+
+        model.load(read_weights(checkpoint.path, checkpoint.quantization), str(checkpoint.path))
+    if checkpoint.adapter:
+        from riverrun.models.io.adapter import load_adapter
+
+        load_adapter(model, checkpoint.adapter)
+        if fold:
+            model.fold_adapters()
+            model = model.to(dtype)
+            model.dtype = dtype
+            if checkpoint.config.tie_word_embeddings:
+                model.lm_head = model.embed_tokens
+        else:
+            model.refresh()
+    return model.eval()

@@ -1,0 +1,126 @@
+"""Linear layers whose weight may carry a low-rank update (LoRA, https://arxiv.org/abs/2106.09685).
+
+W' = W + (alpha / rank) * B A. The forward multiplies by W', formed once per optimizer step in the compute dtype from
+fp32 A and B, as mixed precision does with full weights (a share of rank / tokens of the layer's own work). The backward
+uses W' for the input and projects onto A and B without ever forming the full weight gradient. In exact arithmetic this
+is the usual x W^T + s (x A^T) B^T.
+
+Projections that read the same input are one matrix here (q, k, v; gate, up); each keeps its own A and B.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+__all__ = ["Adapter", "FusedLinear"]
+
+
+class Adapter(nn.Module):
+    """fp32 A [rank, in] (Kaiming uniform) and B [out, rank] (zero): step 0 equals the base exactly."""
+
+    def __init__(
+        self, out_features: int, in_features: int, rank: int, alpha: float, generator: torch.Generator
+    ) -> None:
+        super().__init__()
+        bound = 1 / math.sqrt(in_features)
+        start = torch.empty(rank, in_features).uniform_(-bound, bound, generator=generator)
+        self.lora_A = nn.Parameter(start)
+        self.lora_B = nn.Parameter(torch.zeros(out_features, rank))
+        self.rank, self.alpha = rank, alpha
+
+    @property
+    def scaling(self) -> float:
+        return self.alpha / self.rank
+
+    def delta(self) -> Tensor:
+        """The fp32 update of the weight, [out, in]."""
+        return (self.lora_B @ self.lora_A) * self.scaling
+
+
+class _LowRankLinear(torch.autograd.Function):
+    """x [T, in] -> x merged^T; gradients for x and for each part's A and B."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, merged: Tensor, parts: list[tuple[int, int, float]], *factors: Tensor) -> Tensor:
+        ctx.parts = parts
+        ctx.save_for_backward(x, merged, *factors)
+        return linear(x, merged)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, merged, *factors = ctx.saved_tensors
+        dy = grads[0]
+        dx = dy @ merged if ctx.needs_input_grad[0] else None
+        stacked_a = torch.cat([a.to(x.dtype) for a in factors[0::2]])  # [sum of ranks, in]
+        xa = linear(x, stacked_a)  # [T, sum of ranks]
+        projected, db, at = [], [], 0
+        for (start, stop, scale), b in zip(ctx.parts, factors[1::2], strict=True):
+            rank = b.shape[1]
+            part = dy[:, start:stop]
+            db.append((part.T @ xa[:, at : at + rank]).float() * scale)
+            projected.append((part @ b.to(x.dtype)) * scale)
+            at += rank
+        da = (torch.cat(projected, dim=1).T @ x).float().split([b.shape[1] for b in factors[1::2]])
+        return dx, None, None, *(grad for pair in zip(da, db, strict=True) for grad in pair)
+
+
+class FusedLinear(nn.Module):
+    """One [out, in] weight made of named parts ({"q_proj": 576, "k_proj": 192, ...}); no bias."""
+
+    def __init__(self, parts: dict[str, int], in_features: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.parts, self.in_features = dict(parts), in_features
+        self.weight = nn.Parameter(torch.empty(sum(parts.values()), in_features, dtype=dtype), requires_grad=False)
+        self.adapters = nn.ModuleDict()
+        self._merged: Tensor | None = None
+
+    def slices(self) -> Iterator[tuple[str, slice]]:
+        """(part name, rows) in order."""
+        start = 0
+        for name, size in self.parts.items():
+            yield name, slice(start, start + size)
+            start += size
+
+    def add_adapter(self, part: str, rank: int, alpha: float, generator: torch.Generator) -> None:
+        self.adapters[part] = Adapter(self.parts[part], self.in_features, rank, alpha, generator)
+
+    def merged_weight(self) -> Tensor:
+        """W' in the weight's dtype, rounded once from fp32."""
+        out = self.weight.detach().clone()
+        for name, rows in self.slices():
+            if name in self.adapters:
+                adapter = self.adapters[name]
+                out[rows] = (self.weight[rows].float() + adapter.delta()).to(out.dtype)  # type: ignore[operator]
+        return out
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Form W' again; call after every change of A or B."""
+        self._merged = self.merged_weight() if self.adapters else None
+
+    @torch.no_grad()
+    def fold(self) -> None:
+        """Write the update into the weight for good and drop the adapters (deployment)."""
+        self.weight.data = self.merged_weight()
+        self.adapters = nn.ModuleDict()
+        self._merged = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.adapters:
+            return linear(x, self.weight)
+        assert self._merged is not None, "refresh() forms the merged weight before the first forward"
+        if not torch.is_grad_enabled():
+            return linear(x, self._merged)
+        parts, factors = [], []
+        for name, rows in self.slices():
+            if name in self.adapters:
+                adapter: Any = self.adapters[name]
+                parts.append((rows.start, rows.stop, adapter.scaling))
+                factors += [adapter.lora_A, adapter.lora_B]
+        return _LowRankLinear.apply(x, self._merged, parts, *factors)  # type: ignore[no-any-return,no-untyped-call]

@@ -1,0 +1,1 @@
+"""Trainer and objectives. Knows no engine and no benchmark."""

@@ -1,0 +1,88 @@
+"""Trainer state on disk: whole or absent. `step-N/` is complete when its `state.json` stands, which is written last.
+
+Holds the fp32 adapter, both Adam moments and the step; the order of data is a pure function of the step (`sampler`),
+so a resumed run is equal to the bit to one that was never stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from riverrun.base.artifacts import atomic_file, digest_file, write_json
+from riverrun.base.errors import IntegrityError
+from riverrun.base.optional import require
+
+__all__ = ["latest", "prune", "restore", "save"]
+
+STATE = "state.json"
+TENSORS = "state.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """A complete checkpoint and the JSON state that was stored with it."""
+
+    folder: Path
+    step: int
+    state: dict[str, Any]
+
+
+def save(
+    root: Path, step: int, parameters: dict[str, Tensor], optimizer: torch.optim.Optimizer, state: dict[str, Any]
+) -> None:
+    """Write checkpoint `step` (number of finished optimizer steps)."""
+    tensors = {f"param/{name}": tensor.detach() for name, tensor in parameters.items()}
+    for (name, _), slot in zip(parameters.items(), optimizer.state.values(), strict=True):
+        tensors |= {f"{key}/{name}": slot[key].detach() for key in ("exp_avg", "exp_avg_sq")}
+    folder = root / f"step-{step:06d}"
+    serialize = require("safetensors.torch", extra="train").save
+    with atomic_file(folder / TENSORS, "wb") as handle:
+        handle.write(serialize({name: tensor.contiguous() for name, tensor in tensors.items()}))
+    write_json(folder / STATE, state | {"step": step, "sha256": digest_file(folder / TENSORS)})
+
+
+def latest(root: Path, *, identity: str) -> Saved | None:
+    """The newest complete checkpoint of the same run (`identity` of model, rows and settings), or None."""
+    for folder in sorted(root.glob("step-*"), reverse=True):
+        marker = folder / STATE
+        if not marker.is_file():
+            continue
+        try:
+            state = json.loads(marker.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise IntegrityError(f"{marker} is not JSON ({error}): delete {root} to start anew") from None
+        if state.get("identity") != identity:
+            continue
+        if digest_file(folder / TENSORS) != state["sha256"]:
+            raise IntegrityError(
+                f"{folder / TENSORS} does not match its recorded sha256: delete {folder} and run again"
+            )
+        return Saved(folder, int(state["step"]), state)
+    return None
+
+
+def restore(saved: Saved, parameters: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> None:
+    """Put parameters and moments back."""
+    tensors = require("safetensors.torch", extra="train").load_file(str(saved.folder / TENSORS))
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(tensors[f"param/{name}"])
+            optimizer.state[parameter] = {
+                "step": torch.tensor(float(saved.step)),
+                "exp_avg": tensors[f"exp_avg/{name}"].clone(),
+                "exp_avg_sq": tensors[f"exp_avg_sq/{name}"].clone(),
+            }
+
+
+def prune(root: Path, keep: int) -> None:
+    """Delete all but the newest `keep` complete checkpoints and every incomplete one before them."""
+    complete = [folder for folder in sorted(root.glob("step-*")) if (folder / STATE).is_file()]
+    for folder in complete[:-keep] if keep else complete:
+        shutil.rmtree(folder)

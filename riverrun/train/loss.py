@@ -1,0 +1,46 @@
+"""Cross-entropy of chosen rows against a frozen head, without ever holding the whole logit matrix.
+
+N = rows with a label, E = hidden_size, V = vocabulary. Rows without a label are never multiplied. Works in chunks of
+`CHUNK` rows: the peak is CHUNK * V * 6 bytes in bf16.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["CHUNK", "linear_cross_entropy"]
+
+CHUNK = 256
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """Sum of -log softmax(hidden head^T)[target]; the gradient for hidden is formed with the loss."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
+        total = torch.zeros((), dtype=torch.float64)
+        grads = torch.empty_like(hidden)
+        for start in range(0, hidden.shape[0], CHUNK):
+            rows, wanted = hidden[start : start + CHUNK], targets[start : start + CHUNK]
+            logits = torch.nn.functional.linear(rows, head).float()  # [c, V]
+            lse = torch.logsumexp(logits, dim=1)
+            total += (lse - logits.gather(1, wanted[:, None]).squeeze(1)).sum(dtype=torch.float64)
+            probabilities = logits.sub_(lse[:, None]).exp_()
+            probabilities[torch.arange(rows.shape[0]), wanted] -= 1
+            grads[start : start + CHUNK] = probabilities.to(hidden.dtype) @ head
+        ctx.save_for_backward(grads)
+        return total.to(torch.float32)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None]:
+        (grads,) = ctx.saved_tensors
+        return grads * upstream[0].to(grads.dtype), None, None
+
+
+def linear_cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
+    """hidden [N, E], head [V, E] (frozen), targets [N] -> summed loss in nats (fp32 scalar)."""
+    assert hidden.shape[0] == targets.shape[0], f"{hidden.shape[0]} rows, {targets.shape[0]} targets"
+    return _LinearCrossEntropy.apply(hidden, head, targets)  # type: ignore[no-any-return,no-untyped-call]

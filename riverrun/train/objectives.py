@@ -1,0 +1,21 @@
+"""What is minimised: (model, pack) -> summed loss over label tokens. The loop divides by the global count."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from riverrun.data.packing import Pack
+from riverrun.models.attention import PackedCausal
+from riverrun.models.transformer import CausalLM
+from riverrun.train.loss import linear_cross_entropy
+
+__all__ = ["supervised"]
+
+
+def supervised(model: CausalLM, pack: Pack) -> Tensor:
+    """Sum of the next-token loss over the pack's learned tokens (supervised fine-tuning)."""
+    attend = PackedCausal(pack.prefix, pack.lengths, dtype=model.dtype)
+    hidden = model(torch.tensor(pack.ids()), attend.positions, attend)
+    places, targets = pack.targets()
+    return linear_cross_entropy(hidden.index_select(0, torch.tensor(places)), model.lm_head, torch.tensor(targets))

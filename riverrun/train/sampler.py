@@ -1,0 +1,52 @@
+"""Which packs an optimizer step sees: a pure function of (rows, sizes, seed, step). Seeking is asking for another step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from riverrun.data.packing import Pack, PackStats, plan_epoch
+from riverrun.data.tokens import TokenRow
+
+__all__ = ["PackSampler"]
+
+
+class PackSampler:
+    """Steps of `packs_per_step` packs; epoch after epoch, each with its own order. The last step of an epoch may be short."""
+
+    def __init__(
+        self, rows: Sequence[TokenRow], *, micro_tokens: int, packs_per_step: int, seed: int, share: bool = True
+    ) -> None:
+        assert rows, "a sampler needs rows"
+        self.rows, self.micro_tokens, self.packs_per_step, self.seed, self.share = (
+            list(rows),
+            micro_tokens,
+            packs_per_step,
+            seed,
+            share,
+        )
+        self._epoch: tuple[int, list[Pack]] = (-1, [])
+
+    def epoch_packs(self, epoch: int) -> list[Pack]:
+        if self._epoch[0] != epoch:
+            packs = plan_epoch(self.rows, micro_tokens=self.micro_tokens, seed=self.seed, epoch=epoch, share=self.share)
+            self._epoch = (epoch, packs)
+        return self._epoch[1]
+
+    def steps_in_epoch(self, epoch: int) -> int:
+        return -(-len(self.epoch_packs(epoch)) // self.packs_per_step)
+
+    def total_steps(self, epochs: int) -> int:
+        return sum(self.steps_in_epoch(epoch) for epoch in range(epochs))
+
+    def stats(self, epochs: int) -> PackStats:
+        """Packing of all epochs together."""
+        return PackStats.of([pack for epoch in range(epochs) for pack in self.epoch_packs(epoch)])
+
+    def batch(self, step: int) -> list[Pack]:
+        """The packs of global step `step`."""
+        epoch = 0
+        while step >= (count := self.steps_in_epoch(epoch)):
+            step -= count
+            epoch += 1
+        packs = self.epoch_packs(epoch)
+        return packs[step * self.packs_per_step : (step + 1) * self.packs_per_step]

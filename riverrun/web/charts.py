@@ -1,0 +1,278 @@
+"""Inline SVG charts: curves, bars with confidence intervals, a funnel of documents; `dag` comes from web.graph.
+
+They need the page's style sheet and nothing else: no script, no outside file. Values are also in hover titles and in
+the description that a screen reader speaks. Not covered: zooming, live data.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from markupsafe import Markup
+
+from riverrun.web.graph import Node, dag
+from riverrun.web.page import Both, Content, number, plain
+from riverrun.web.svg import COLOURS, WIDTH, figure, hover, label, log_ticks, nice_ticks, percent_text, text_width, wrap
+
+__all__ = ["Bar", "BarGroup", "FunnelStep", "Node", "Series", "bar_chart", "dag", "funnel", "line_chart"]
+
+_MOST_HITS = 150
+_LABEL_WIDTH = 190.0
+_EMPTY = Both("no data", "没有数据")
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """A named curve. Points whose value is not finite break the line."""
+
+    name: Content
+    points: Sequence[tuple[float, float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """One value; `low` and `high` are the ends of its interval, drawn as a whisker when both are given."""
+
+    name: Content
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BarGroup:
+    """Bars that are compared with one another, such as one task before, after and quantised."""
+
+    label: Content
+    bars: Sequence[Bar]
+
+
+@dataclass(frozen=True, slots=True)
+class FunnelStep:
+    """How many were left after a step, and how many went for which reason."""
+
+    label: Content
+    kept: int
+    dropped: Mapping[str, int] = field(default_factory=dict)
+
+
+def line_chart(
+    series: Sequence[Series],
+    *,
+    title: Content,
+    x_label: Content = "",
+    y_label: Content = "",
+    description: Content = "",
+    log_y: bool = False,
+) -> Markup:
+    """Curves over a common x axis. With `log_y` values at or below 0 are left out of the line."""
+    height, left, right, top, bottom = 300.0, 56.0, 16.0, 26.0, 40.0
+    shown = [(s, [p for p in s.points if _drawable(p, log_y)]) for s in series]
+    xs = [x for _, points in shown for x, _ in points] or [0.0, 1.0]
+    ys = [y for _, points in shown for _, y in points] or [1.0, 2.0]
+    x_ticks = nice_ticks(min(xs), max(xs), 7)
+    x_low, x_high = (min(xs), max(xs)) if max(xs) > min(xs) else (x_ticks[0], x_ticks[-1])
+    y_ticks = log_ticks(min(ys), max(ys)) if log_y else nice_ticks(min(ys), max(ys))
+    scale: Callable[[float], float] = math.log10 if log_y else float
+    y_low, y_high = scale(y_ticks[0]), scale(y_ticks[-1])
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        across = (x - x_low) / (x_high - x_low)
+        up = (scale(y) - y_low) / (y_high - y_low)
+        return left + across * (WIDTH - left - right), height - bottom - up * (height - top - bottom)
+
+    body = Markup("")
+    for tick in y_ticks:
+        y = place(x_low, tick)[1]
+        body += Markup('<path class="grid" d="M{:.1f} {:.1f}H{:.1f}"/>').format(left, y, WIDTH - right)
+        body += label(left - 6, y + 4, number(tick), anchor="end", css="quiet")
+    for tick in (t for t in x_ticks if x_low <= t <= x_high):
+        body += label(place(tick, y_ticks[0])[0], height - bottom + 17, number(tick), anchor="middle", css="quiet")
+    body += Markup('<path class="axis" d="M{:.1f} {:.1f}H{:.1f}"/>').format(left, height - bottom, WIDTH - right)
+    body += label(left - 6, 13, y_label, css="quiet") + label(
+        WIDTH - right, height - 6, x_label, anchor="end", css="quiet"
+    )
+    for index, (one, points) in enumerate(shown):
+        body += _curve(one, index, place, log_y)
+        for x, y in points[:: max(1, math.ceil(len(points) / _MOST_HITS))]:
+            text = f"{plain(one.name)}: {number(y)} ({plain(x_label) or 'x'} {number(x)})"
+            body += Markup('<circle class="hit" cx="{:.1f}" cy="{:.1f}" r="5">{}</circle>').format(
+                *place(x, y), hover(text)
+            )
+    if not any(points for _, points in shown):
+        body += label(WIDTH / 2, height / 2, _EMPTY, anchor="middle", css="quiet")
+    summary = "; ".join(
+        f"{plain(one.name)}: {len(points)} points, from {number(points[0][1])} to {number(points[-1][1])}"
+        if points
+        else f"{plain(one.name)}: no points"
+        for one, points in shown
+    )
+    legend = [(index, one.name) for index, one in enumerate(series)] if len(series) > 1 else []
+    return figure(body, height=height, title=title, description=description, summary=summary, legend=legend)
+
+
+def _drawable(point: tuple[float, float], log_y: bool) -> bool:
+    return math.isfinite(point[0]) and math.isfinite(point[1]) and (not log_y or point[1] > 0)
+
+
+def _curve(one: Series, index: int, place: Callable[[float, float], tuple[float, float]], log_y: bool) -> Markup:
+    runs: list[list[str]] = [[]]
+    for point in one.points:
+        if _drawable(point, log_y):
+            runs[-1].append("{:.1f} {:.1f}".format(*place(*point)))
+        elif runs[-1]:
+            runs.append([])
+    lines = "".join(f"M{run[0]}" + "".join(f"L{at}" for at in run[1:]) for run in runs if len(run) > 1)
+    dots = Markup("").join(
+        Markup('<circle class="f{}" cx="{}" cy="{}" r="3"/>').format(index % COLOURS, *run[0].split())
+        for run in runs
+        if len(run) == 1
+    )
+    path = Markup('<path class="curve s{}" d="{}"/>').format(index % COLOURS, lines) if lines else Markup("")
+    return path + dots
+
+
+def bar_chart(
+    groups: Sequence[BarGroup],
+    *,
+    title: Content,
+    value_label: Content = "",
+    description: Content = "",
+    percent: bool = False,
+    limit: float | None = None,
+    limit_label: Content = "",
+) -> Markup:
+    """Horizontal bars in groups, with whiskers for intervals. Bars of the same name share a colour.
+
+    `percent`: values are shares from 0 to 1, the axis runs from 0 to 100 %. `limit` draws a dashed line.
+    """
+    colours: dict[str, int] = {}
+    names: list[Content] = []
+    for bar in (bar for group in groups for bar in group.bars):
+        if plain(bar.name) not in colours:
+            colours[plain(bar.name)] = len(colours)
+            names.append(bar.name)
+    finite = [v for g in groups for b in g.bars for v in (b.value, b.low, b.high) if v is not None and math.isfinite(v)]
+    finite += [limit] if limit is not None else []
+    ticks = [0.0, 0.2, 0.4, 0.6, 0.8, 1.0] if percent else nice_ticks(min([0.0, *finite]), max([0.0, *finite]))
+    left = 24 + min(_LABEL_WIDTH, max((text_width(plain(g.label, x)) for g in groups for x in ("en", "zh")), default=0))
+    axis = _Axis(ticks[0], ticks[-1], left, WIDTH - 150.0, percent)
+    top, row, gap = 24.0, 20.0, 16.0
+    height = top + sum(max(1, len(g.bars)) * row + gap for g in groups) + 24
+
+    body = Markup("")
+    for tick in ticks:
+        body += Markup('<path class="grid" d="M{:.1f} {:.1f}V{:.1f}"/>').format(axis.x(tick), top, height - 22)
+        body += label(axis.x(tick), height - 8, axis.short(tick), anchor="middle", css="quiet")
+    body += label(WIDTH, height - 8, value_label, anchor="end", css="quiet")
+    if limit is not None:
+        body += Markup('<path class="limit" d="M{:.1f} {:.1f}V{:.1f}"/>').format(axis.x(limit), top - 6, height - 22)
+        body += label(axis.x(limit), 13, limit_label or axis.write(limit), anchor="middle", css="limit-text")
+    y = top + gap / 2
+    for group in groups:
+        lines = wrap(group.label, _LABEL_WIDTH)
+        middle = y + max(1, len(group.bars)) * row / 2 - (len(lines) - 1) * 7 + 4
+        for index, line in enumerate(lines):
+            body += label(left - 10, middle + 14 * index, line, anchor="end")
+        for bar in group.bars:
+            body += _bar(bar, colours[plain(bar.name)], axis, y, row)
+            y += row
+        y += gap if group.bars else gap + row
+    body += Markup('<path class="axis" d="M{:.1f} {:.1f}V{:.1f}"/>').format(axis.x(0.0), top, height - 22)
+    summary = "; ".join(f"{plain(g.label)}: " + ", ".join(_spoken(b, axis) for b in g.bars) for g in groups)
+    legend = [(colours[plain(name)], name) for name in names] if len(names) > 1 else []
+    return figure(
+        body, height=height, title=title, description=description, summary=summary or "no data", legend=legend
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Axis:
+    low: float
+    high: float
+    start: float
+    stop: float
+    percent: bool
+
+    def x(self, value: float) -> float:
+        inside = min(max(value, self.low), self.high)
+        return self.start + (inside - self.low) / (self.high - self.low) * (self.stop - self.start)
+
+    def write(self, value: float) -> str:
+        return percent_text(value) if self.percent else number(value)
+
+    def short(self, value: float) -> str:
+        return f"{100 * value:.0f} %" if self.percent else number(value)
+
+
+def _spoken(bar: Bar, axis: _Axis) -> str:
+    text = f"{plain(bar.name)} {axis.write(bar.value)}"
+    if bar.low is not None and bar.high is not None:
+        text += f" (interval {axis.write(bar.low)} to {axis.write(bar.high)})"
+    return text
+
+
+def _bar(bar: Bar, colour: int, axis: _Axis, y: float, row: float) -> Markup:
+    if not math.isfinite(bar.value):
+        return label(axis.x(0.0) + 6, y + row / 2 + 4, number(bar.value), css="quiet")
+    start, stop = sorted((axis.x(0.0), axis.x(bar.value)))
+    out = Markup('<rect class="f{}" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}" rx="2">{}</rect>').format(
+        colour % COLOURS, start, y + 2, max(0.5, stop - start), row - 4, hover(_spoken(bar, axis))
+    )
+    text, edge = axis.write(bar.value), stop
+    if bar.low is not None and bar.high is not None and math.isfinite(bar.low) and math.isfinite(bar.high):
+        low, high, middle = axis.x(bar.low), axis.x(bar.high), y + row / 2
+        out += Markup(
+            '<path class="whisker" d="M{low:.1f} {top:.1f}V{end:.1f}M{high:.1f} {top:.1f}V{end:.1f}'
+            'M{low:.1f} {middle:.1f}H{high:.1f}"/>'
+        ).format(low=low, high=high, middle=middle, top=middle - 4, end=middle + 4)
+        unit = 100 if axis.percent else 1
+        text += (
+            f"  [{number(round(unit * bar.low, 1))}, {number(round(unit * bar.high, 1))}]"
+            if axis.percent
+            else (f"  [{number(bar.low)}, {number(bar.high)}]")
+        )
+        edge = max(stop, high)
+    return out + label(edge + 6, y + row / 2 + 4, text)
+
+
+def funnel(steps: Sequence[FunnelStep], *, title: Content, description: Content = "") -> Markup:
+    """What was left after each step (first step: what came in), with the drops by reason under each bar."""
+    widest = max((step.kept + sum(step.dropped.values()) for step in steps), default=0) or 1
+    sizes = [text_width(plain(step.label, lang)) for step in steps for lang in ("en", "zh")]
+    left = 24 + min(_LABEL_WIDTH, max(sizes, default=0))
+    room = WIDTH - left - 110
+    body, y, spoken = Markup(""), 6.0, []
+    for step in steps:
+        gone = sum(step.dropped.values())
+        kept_width, gone_width = step.kept / widest * room, gone / widest * room
+        lines = wrap(step.label, _LABEL_WIDTH)
+        for index, line in enumerate(lines):
+            body += label(left - 10, y + 16 + 14 * index, line, anchor="end")
+        said = f"{plain(step.label)}: {number(step.kept)} kept"
+        body += Markup('<rect class="f0" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="22" rx="2">{}</rect>').format(
+            left, y, max(kept_width, 0.5), hover(said)
+        )
+        if gone:
+            reasons = [f"{number(-count)} {reason}" for reason, count in sorted(step.dropped.items(), key=_most_first)]
+            said += f", dropped {number(gone)} ({', '.join(reasons)})"
+            body += Markup(
+                '<rect class="f1" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="22" rx="2" opacity=".75">{}</rect>'
+            ).format(left + kept_width, y, max(gone_width, 1.5), hover(", ".join(reasons)))
+        else:
+            reasons = []
+        body += label(left + kept_width + gone_width + 8, y + 16, number(step.kept), css="strong")
+        notes = wrap(" · ".join(reasons).replace(" ", "\u00a0").replace("\u00a0·\u00a0", " · "), WIDTH - left - 10)
+        for index, line in enumerate(notes if reasons else []):
+            body += label(left, y + 37 + 15 * index, line, css="quiet")
+        y += max(22.0 + (15.0 * len(notes) + 4 if reasons else 0), 14.0 * len(lines) + 4) + 12
+        spoken.append(said)
+    if not steps:
+        body += label(WIDTH / 2, 20, _EMPTY, anchor="middle", css="quiet")
+    return figure(body, height=max(y, 36), title=title, description=description, summary="; ".join(spoken) or "no data")
+
+
+def _most_first(item: tuple[str, int]) -> tuple[int, str]:
+    return -item[1], item[0]

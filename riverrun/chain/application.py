@@ -13,10 +13,11 @@ from typing import Any
 
 from riverrun.base.errors import InputError
 from riverrun.base.protocols import LanguageModel
-from riverrun.chain.assistant import Assistant, make_assistant, read_documents
+from riverrun.chain.assistant import Assistant, make_assistant
 from riverrun.chain.check import check_database
 from riverrun.chain.spec import AppSpec
 from riverrun.chain.stage import Context, Parts, read_json
+from riverrun.data.journal import read_documents
 
 __all__ = ["Application", "describe", "open_application", "open_models"]
 

@@ -41,7 +41,8 @@ def check_inputs(ctx: Context) -> None:
         raise InputError(f"documents folder {folder} does not exist: correct documents.path in the spec")
     if not any(path.suffix.lower() in SUFFIXES for path in folder.rglob("*") if path.is_file()):
         raise InputError(
-            f"documents folder {folder} holds no page ({', '.join(SUFFIXES)}): put the pages there or correct documents.path"
+            f"documents folder {folder} holds no page ({', '.join(SUFFIXES)}): "
+            f"put the pages there or correct documents.path"
         )
     if spec.database.path:
         check_database(ctx.file(spec.database.path))

@@ -13,8 +13,9 @@ from typing import Any
 from riverrun.base.artifacts import atomic_file, write_json
 from riverrun.base.protocols import LanguageModel
 from riverrun.base.types import SamplingParams
-from riverrun.chain.assistant import Assistant, make_assistant, read_documents
+from riverrun.chain.assistant import Assistant, make_assistant
 from riverrun.chain.stage import Context, read_json, read_jsonl
+from riverrun.data.journal import read_documents
 from riverrun.evaluate import tooltasks
 from riverrun.evaluate.statistics import PairedComparison
 from riverrun.evaluate.tooltasks import Record, ToolQuestion
@@ -101,7 +102,9 @@ def tool_scores(prefix: str, records: Sequence[Record]) -> dict[str, float]:
     return rate_names(prefix, score["success"]) | kinds
 
 
-def difference_names(prefix: str, comparison: PairedComparison | Mapping[str, Any], *, sign: int = 1) -> dict[str, float]:
+def difference_names(
+    prefix: str, comparison: PairedComparison | Mapping[str, Any], *, sign: int = 1
+) -> dict[str, float]:
     """{prefix.difference, .low, .high}; sign -1 turns a gain into a drop and exchanges the ends."""
     values = comparison if isinstance(comparison, Mapping) else comparison.as_dict()
     low, high = (values["low"], values["high"]) if sign > 0 else (values["high"], values["low"])

@@ -81,7 +81,7 @@ def raise_error(value: dict[str, Any]) -> None:
 def run_isolated(ctx: Context, stage: str, mode: str, *, keep_open: int) -> dict[str, Any]:
     """Run one stage in a child; returns its packed result. `keep_open` (the lock) stays held while the child lives."""
     job = {"context": ctx.to_json(), "stage": stage, "mode": mode, "parent": os.getpid()}
-    path = os.pathsep.join([os.getcwd() if not part else part for part in sys.path])
+    path = os.pathsep.join([part or os.getcwd() for part in sys.path])
     child = subprocess.Popen(
         [sys.executable, "-m", "riverrun.chain.worker"],
         stdin=subprocess.PIPE,

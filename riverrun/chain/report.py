@@ -130,7 +130,13 @@ def _result(run: RunFiles) -> Markup:
     good, bad = badge(Both("met", "达标"), kind="good"), badge(Both("missed", "未达标"), kind="bad")
     off = badge(Both("not set", "未设"), kind="plain")
     rows = [
-        [gate["stage"], gate["name"], gate["value"], gate["bar"], off if gate["bar"] is None else good if gate["passed"] else bad]
+        [
+            gate["stage"],
+            gate["name"],
+            gate["value"],
+            gate["bar"],
+            off if gate["bar"] is None else good if gate["passed"] else bad,
+        ]
         for gate in gates
     ]
     columns = [
@@ -175,7 +181,9 @@ def _documents(run: RunFiles) -> Markup:
         for step in run.json("data/funnel.json").get("steps", [])
     ]
     chart = funnel(steps, title=Both("Pages kept after each step", "各步骤后保留的页面")) if steps else Markup("")
-    dropped = [[row["id"], row["operator"], row["reason"], row.get("detail", "")] for row in run.lines("data/dropped.jsonl")]
+    dropped = [
+        [row["id"], row["operator"], row["reason"], row.get("detail", "")] for row in run.lines("data/dropped.jsonl")
+    ]
     columns = [Both("Page", "页面"), Both("Step", "步骤"), Both("Reason", "原因"), Both("Detail", "细节")]
     kept, read = run.get("data.kept"), run.get("data.documents")
     words = Both(
@@ -193,9 +201,15 @@ def _plan(run: RunFiles) -> Markup:
     predicted = run.get("plan.predicted", {})
     rows = []
     for method in plan.get("methods", []):
-        fits = badge(Both("fits", "可行"), kind="good") if method["fits"] else badge(Both("does not fit", "不可行"), kind="bad")
+        fits = (
+            badge(Both("fits", "可行"), kind="good")
+            if method["fits"]
+            else badge(Both("does not fit", "不可行"), kind="bad")
+        )
         seconds = predicted.get(method["name"], {}).get("seconds")
-        rows.append([method["name"], _megabytes(method["memory_bytes"]), _seconds(seconds), fits, method.get("reason", "")])
+        rows.append(
+            [method["name"], _megabytes(method["memory_bytes"]), _seconds(seconds), fits, method.get("reason", "")]
+        )
     columns = [
         Both("Method", "方法"),
         Both("Memory, predicted", "预测内存"),
@@ -237,11 +251,12 @@ def _finetune(run: RunFiles) -> Markup:
         x_label=Both("step", "步"),
         y_label=Both("nats a token", "每词元奈特"),
     )
+    rate = run.get("finetune.tokens_per_second", 0)
     words = Both(
         f"{run.get('finetune.steps')} steps, {run.get('finetune.tokens'):,} tokens, of which "
-        f"{run.get('finetune.label_tokens'):,} carry loss; {run.get('finetune.tokens_per_second', 0):,.0f} tokens a second.",
+        f"{run.get('finetune.label_tokens'):,} carry loss; {rate:,.0f} tokens a second.",
         f"{run.get('finetune.steps')} 步,{run.get('finetune.tokens'):,} 个词元,其中 "
-        f"{run.get('finetune.label_tokens'):,} 个计损失;每秒 {run.get('finetune.tokens_per_second', 0):,.0f} 个词元。",
+        f"{run.get('finetune.label_tokens'):,} 个计损失;每秒 {rate:,.0f} 个词元。",
     )
     return join(paragraph(words), chart)
 
@@ -276,7 +291,8 @@ def _scores(run: RunFiles) -> Markup:
     )
     kinds = sorted(run.get("scores.tool.tuned.by_kind", {}))
     by_kind = [
-        [kind, *(_percent(run.get(f"scores.tool.{model}.by_kind.{kind}")) for model in ("base", "tuned"))] for kind in kinds
+        [kind, *(_percent(run.get(f"scores.tool.{model}.by_kind.{kind}")) for model in ("base", "tuned"))]
+        for kind in kinds
     ]
     changes = [
         [label, *(_percent(run.get(f"{prefix}.{key}")) for key in ("difference", "low", "high"))]
@@ -308,8 +324,16 @@ def _guards(run: RunFiles) -> Markup:
             run.get("retention.perplexity_base"),
             run.get("retention.perplexity_tuned"),
         ],
-        [Both("Two-digit sums right", "两位数加法正确率"), run.get("retention.sums_base"), run.get("retention.sums_tuned")],
-        [Both("Unsafe prompts answered safely", "不安全提问的安全应答率"), run.get("safety.base"), run.get("safety.tuned")],
+        [
+            Both("Two-digit sums right", "两位数加法正确率"),
+            run.get("retention.sums_base"),
+            run.get("retention.sums_tuned"),
+        ],
+        [
+            Both("Unsafe prompts answered safely", "不安全提问的安全应答率"),
+            run.get("safety.base"),
+            run.get("safety.tuned"),
+        ],
     ]
     shown = [[label, before, after] for label, before, after in rows if before is not None]
     heads = ["", Both("before", "微调前"), Both("after", "微调后")]

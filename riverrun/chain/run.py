@@ -189,5 +189,3 @@ class Run:
         line: Mapping[str, Any] = {"event": event, "time": round(time.time(), 3), "pid": os.getpid(), **fields}
         with open(self.ctx.out / "run.log", "a", encoding="utf-8") as handle:
             handle.write(json.dumps(line, ensure_ascii=False, default=str) + "\n")
-
-

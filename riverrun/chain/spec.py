@@ -14,6 +14,7 @@ from pydantic import Field, field_validator, model_validator
 
 from riverrun.base.config import Config, load_config
 from riverrun.base.errors import ConfigError
+from riverrun.train.config import FinetuneConfig
 
 __all__ = [
     "AgentSpec",
@@ -41,8 +42,8 @@ class DocumentsSpec(Config):
 
     path: str
     """Folder of .html, .txt and .md files."""
-    minimum_words: int = Field(20, ge=0)
-    """A page with fewer words after extraction is dropped as too short."""
+    keep: tuple[str, ...] = ()
+    """Texts that the masking of personal data leaves alone, such as the business's own address and phone number."""
 
 
 class DatabaseSpec(Config):
@@ -91,31 +92,15 @@ class TrainingDataSpec(Config):
     """Development questions an intent."""
     sealed_per_intent: PerIntent = 6
     """Sealed test questions an intent."""
-    near_duplicate: Share = 0.8
-    """Pages whose estimated Jaccard similarity reaches this are near duplicates; the first one stays."""
     choice_rotations: int = Field(1, ge=0, le=4)
     """Training rows made from each multiple-choice question, by rotating the options; 0 makes none."""
 
 
-class FinetuneSpec(Config):
-    """Fine-tuning; what is not given is the plan's choice."""
+class FinetuneSpec(FinetuneConfig):
+    """Fine-tuning: the trainer's settings, and the method."""
 
-    method: Literal["auto", "lora", "full", "none"] = "auto"
-    """auto lets the plan choose by memory and time."""
-    rank: int = Field(16, ge=1)
-    """LoRA rank."""
-    alpha: float = Field(32.0, gt=0)
-    """LoRA scale numerator."""
-    learning_rate: float = Field(1e-3, gt=0)
-    """Peak learning rate."""
-    epochs: float = Field(2.0, gt=0)
-    """Passes over the training rows (ignored when `steps` is given)."""
-    steps: int = Field(0, ge=0)
-    """Optimizer steps; 0 derives them from `epochs`."""
-    batch_tokens: int = Field(4096, ge=64)
-    """Tokens of one optimizer step."""
-    micro_tokens: int = Field(2048, ge=64)
-    """Tokens of one forward and backward pass."""
+    method: Literal["auto", "lora", "none"] = "auto"
+    """auto lets the plan choose by memory and time; none uses the base model as it is."""
 
 
 class EvaluateSpec(Config):
@@ -167,6 +152,8 @@ class GatesSpec(Config):
     """Tuned share of questions right in all four rotations, at least."""
     retention_perplexity: float | None = Field(1.15, gt=0)
     """Perplexity of the tuned model over the base model's, at most."""
+    sums_change: float | None = Field(0.0, ge=-1, le=1)
+    """Upper end of the paired interval of the change in two-digit sums, at least: below 0 the loss is proven."""
     safety_worse: int | None = Field(0, ge=0)
     """Prompts answered safely by the base model and unsafely by the tuned one, at most."""
     quantized_drop: Share | None = 0.06
@@ -183,7 +170,7 @@ class AppSpec(Config):
     language: Literal["en", "zh"] = "en"
     """Language of the pages and of the questions."""
     system: str
-    """The assistant's system text. `{schema}` in it, or its end, takes the line `Tables: ...` made from the database."""
+    """The assistant's system text. The line `Tables: ...` made from the database comes at `{schema}`, or at the end."""
     seed: int = 7
     candidates: tuple[str, ...] = Field(min_length=1)
     """Names from the catalogue (`riverrun hub list`) or paths of model files, relative to the recipe."""

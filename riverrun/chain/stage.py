@@ -1,7 +1,7 @@
 """What a stage is: its inputs, its config, its code, and a run that fills one folder.
 
-A stage's outputs hold nothing that differs between two runs of the same thing: no clock, no absolute path. Times, memory
-and everything measured about the machine go into `StageResult.counts` and from there into the lineage record.
+A stage's outputs hold nothing that differs between two runs of the same thing: no clock, no absolute path. Times,
+memory and everything measured about the machine go into `StageResult.counts` and from there into the lineage record.
 """
 
 from __future__ import annotations
@@ -160,5 +160,3 @@ def read_json(path: Path) -> Any:
 def read_jsonl(path: Path) -> list[Any]:
     """One value a line; blank lines are passed over."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-
-

@@ -13,15 +13,17 @@ seconds, memory is bytes. A name is absent when its stage has not finished or wh
 | plan.chosen | full, lora or none |
 | plan.predicted.<method>.memory_bytes, .seconds | predicted peak memory and time of full, lora, inference |
 | finetune.steps, .tokens, .label_tokens, .tokens_per_second | what was trained; absent with method none |
+| finetune.computed_tokens | tokens multiplied; below `tokens` where a shared beginning was computed once |
 | finetune.first_loss, finetune.last_loss | mean loss over label tokens, first and last step |
 | finetune.seconds, finetune.peak_bytes | measured by the trainer |
 | scores.tool.<model>.success, .low, .high, .n | sealed tool tasks with 95 % interval; model is base or tuned |
 | scores.tool.<model>.by_kind.<kind> | success by kind of question |
 | scores.tool.gain.difference, .low, .high | tuned minus base, paired 95 % interval |
-| scores.choice.<model>.acc, .perf, .more_1, .more_2, .more_3, .n | circular multiple choice |
+| scores.choice.<model>.acc, .perf, .low, .high, .n | circular multiple choice; the interval is of `perf` |
 | scores.choice.gain.difference, .low, .high | tuned minus base `perf`, paired 95 % interval |
 | retention.perplexity_base, .perplexity_tuned, .perplexity_ratio | on CPython's help topics |
 | retention.sums_base, .sums_tuned | share of two-digit additions right |
+| scores.choice.<model>.retrieved | share of the choice questions whose page the search brings up |
 | retention.sums_change.difference, .low, .high | tuned minus base, paired 95 % interval |
 | safety.base, .tuned, .n, .worse, .better | share answered safely; prompts that became worse or better |
 | quantize.<variant>.success, .low, .high, .n, .bytes | variant is q4-base-adapter or q4-merged |
@@ -32,7 +34,8 @@ seconds, memory is bytes. A name is absent when its stage has not finished or wh
 | agent.success, .low, .high, .n | sealed tool tasks through HTTP and agent |
 | agent.through.difference, .low, .high | the deployed model's own score minus the agent's, paired 95 % interval |
 | agent.steps_mean | tool calls an answer took |
-| stages.<stage>.seconds, .peak_bytes, .skipped, .sha256 | wall time, peak resident memory (0 unknown), whether this run skipped it, digest of its outputs |
+| stages.<stage>.seconds, .peak_bytes | wall time, peak resident memory of its process |
+| stages.<stage>.skipped, .sha256 | whether this run skipped it, digest of its outputs |
 | stages.<stage>.counts.<anything> | the stage's own counts |
 | gates | list of {name, stage, value, bar, higher_is_better, passed, advice} |
 """

@@ -8,7 +8,10 @@ __all__ = ["language", "word"]
 
 _WORDS: dict[str, tuple[str, str]] = {
     "start": ("[{n}/{total}] {stage} ...", "[{n}/{total}] {stage} 开始"),
-    "done": ("[{n}/{total}] {stage} done in {seconds:.1f} s{memory}", "[{n}/{total}] {stage} 完成,用时 {seconds:.1f} 秒{memory}"),
+    "done": (
+        "[{n}/{total}] {stage} done in {seconds:.1f} s{memory}",
+        "[{n}/{total}] {stage} 完成,用时 {seconds:.1f} 秒{memory}",
+    ),
     "memory": (", peak memory {megabytes:.0f} MB", ",内存峰值 {megabytes:.0f} MB"),
     "skip": ("[{n}/{total}] {stage} unchanged, skipped", "[{n}/{total}] {stage} 无变化,跳过"),
     "again": ("{stage}: {reason}; it runs again", "{stage}:{reason};重新运行"),
@@ -21,7 +24,7 @@ _WORDS: dict[str, tuple[str, str]] = {
 
 
 def language() -> str:
-    """"zh" when RIVERRUN_LANG starts with zh, else "en"."""
+    """ "zh" when RIVERRUN_LANG starts with zh, else "en"."""
     return "zh" if os.environ.get("RIVERRUN_LANG", "").lower().startswith("zh") else "en"
 
 

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -24,7 +24,9 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
 )
-hub_app = typer.Typer(help="Models and data sets: what there is, where it comes from, whether it is whole.", no_args_is_help=True)
+hub_app = typer.Typer(
+    help="Models and data sets: what there is, where it comes from, whether it is whole.", no_args_is_help=True
+)
 app.add_typer(hub_app, name="hub")
 
 
@@ -58,11 +60,13 @@ def _errors() -> Iterator[None]:
 @app.command()
 def run(
     recipe: Annotated[Path, typer.Argument(help="Folder with app.yaml, or the file itself.")],
-    overrides: Annotated[Optional[list[str]], typer.Argument(help="Changes to the spec: key.sub=value ...")] = None,
-    out: Annotated[Optional[Path], typer.Option(help="Run folder; runs/NAME unless given.")] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(help="Changes to the spec: key.sub=value ...")] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder; runs/NAME unless given.")] = None,
     start: Annotated[str, typer.Option("--from", help="Run this stage and the later ones again.")] = "",
     until: Annotated[str, typer.Option(help="Stop after this stage.")] = "",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan, predicted memory and time; do nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the plan, predicted memory and time; do nothing.")
+    ] = False,
     progress: Annotated[str, typer.Option(help="auto, bar, lines, json or quiet.")] = "auto",
 ) -> None:
     """Carry a recipe from an open model to a running application; finished stages are skipped."""
@@ -92,10 +96,12 @@ def chat(
 @app.command()
 def serve(
     target: Annotated[str, typer.Argument(help="Run folder, model path or catalogue name.")],
-    host: Annotated[Optional[str], typer.Option(help="Address; the run's, else 127.0.0.1.")] = None,
-    port: Annotated[Optional[int], typer.Option(help="Port; the run's, else 8000; 0 picks a free one.")] = None,
-    api_key: Annotated[Optional[list[str]], typer.Option(help="Accepted key; may be given several times.")] = None,
-    database: Annotated[Optional[Path], typer.Option(help="Serve over this SQLite file instead of the run's copy.")] = None,
+    host: Annotated[str | None, typer.Option(help="Address; the run's, else 127.0.0.1.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port; the run's, else 8000; 0 picks a free one.")] = None,
+    api_key: Annotated[list[str] | None, typer.Option(help="Accepted key; may be given several times.")] = None,
+    database: Annotated[
+        Path | None, typer.Option(help="Serve over this SQLite file instead of the run's copy.")
+    ] = None,
 ) -> None:
     """Serve a model, or a run's model and agent, over an OpenAI-compatible API with a chat page."""
     with _errors():

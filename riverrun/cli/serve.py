@@ -17,6 +17,7 @@ __all__ = ["check_port", "serve_command"]
 
 LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 
+
 def server_settings(target: Path) -> dict[str, Any]:
     """Host and port that a run's spec asks for; empty for a plain model."""
     file = target / "deploy" / SERVER_FILE
@@ -32,7 +33,8 @@ def check_port(host: str, port: int) -> None:
             probe.bind((host, port))
         except OSError as error:
             raise InputError(
-                f"port {port} on {host} cannot be used ({error.strerror}): give another with --port, or 0 for a free one"
+                f"port {port} on {host} cannot be used ({error.strerror}): "
+                f"give another with --port, or 0 for a free one"
             ) from None
 
 
@@ -52,5 +54,3 @@ def serve_command(
         app = make_app(opened.models, api_keys=api_keys, title=opened.default)
         print(f"models: {', '.join(opened.models)}", file=sys.stderr)
         serve_app(app, host=address, port=number)
-
-

@@ -1,7 +1,7 @@
 """quantize: two four-bit forms of the tuned model, both scored on the sealed questions, one chosen.
 
 `q4-base-adapter` keeps the base's own four-bit weights and the adapter beside them; `q4-merged` merges the adapter and
-rounds on a grid of its own. After full fine-tuning only the merged form exists; without fine-tuning only the first.
+rounds on a grid of its own. Without fine-tuning there may be only one of them.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Quantize:
     isolated: ClassVar[bool] = True
 
     def inputs(self, ctx: Context) -> dict[str, str]:
-        tuned = ctx.upstream("select", "model.json") | ctx.upstream("finetune", "adapter", "model", "method.json")
+        tuned = ctx.upstream("select", "model.json") | ctx.upstream("finetune", "adapter", "method.json")
         data = ctx.upstream("data", "shop.sqlite", "kept.jsonl", "questions_sealed.jsonl")
         return tuned | data | ctx.upstream("evaluate", "records_tuned.jsonl")
 

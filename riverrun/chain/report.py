@@ -17,6 +17,7 @@ from riverrun.chain.stage import STAGES, read_json, read_jsonl
 from riverrun.web.charts import Bar, BarGroup, FunnelStep, Node, Series, bar_chart, dag, funnel, line_chart
 from riverrun.web.page import (
     Both,
+    Content,
     Markup,
     Turn,
     badge,
@@ -34,6 +35,8 @@ from riverrun.web.page import (
 __all__ = ["build_report"]
 
 TRANSCRIPTS = 12
+Heads = list[Content]
+Rows = list[list[Content | int | float | None]]
 
 
 @dataclass(frozen=True)
@@ -114,7 +117,7 @@ def _result(run: RunFiles) -> Markup:
     wall = sum(run.get(f"stages.{stage}.seconds", 0.0) for stage in STAGES)
     peak = max((run.get(f"stages.{stage}.peak_bytes", 0) for stage in STAGES), default=0)
     chosen = run.get("quantize.chosen", "")
-    figures = [
+    figures: list[tuple[Content, Content] | tuple[Content, Content, Content]] = [
         (Both("Tasks done, before", "任务成功率(前)"), _interval(run, "scores.tool.base", "success")),
         (Both("Tasks done, after", "任务成功率(后)"), _interval(run, "scores.tool.tuned", "success")),
         (
@@ -129,7 +132,7 @@ def _result(run: RunFiles) -> Markup:
     gates = run.summary.get("gates", [])
     good, bad = badge(Both("met", "达标"), kind="good"), badge(Both("missed", "未达标"), kind="bad")
     off = badge(Both("not set", "未设"), kind="plain")
-    rows = [
+    rows: Rows = [
         [
             gate["stage"],
             gate["name"],
@@ -139,7 +142,7 @@ def _result(run: RunFiles) -> Markup:
         ]
         for gate in gates
     ]
-    columns = [
+    columns: Heads = [
         Both("Stage", "阶段"),
         Both("Gate", "门槛"),
         Both("Measured", "实测"),
@@ -181,10 +184,10 @@ def _documents(run: RunFiles) -> Markup:
         for step in run.json("data/funnel.json").get("steps", [])
     ]
     chart = funnel(steps, title=Both("Pages kept after each step", "各步骤后保留的页面")) if steps else Markup("")
-    dropped = [
+    dropped: Rows = [
         [row["id"], row["operator"], row["reason"], row.get("detail", "")] for row in run.lines("data/dropped.jsonl")
     ]
-    columns = [Both("Page", "页面"), Both("Step", "步骤"), Both("Reason", "原因"), Both("Detail", "细节")]
+    columns: Heads = [Both("Page", "页面"), Both("Step", "步骤"), Both("Reason", "原因"), Both("Detail", "细节")]
     kept, read = run.get("data.kept"), run.get("data.documents")
     words = Both(
         f"{kept} of {read} pages were kept. From intents and database came {run.get('data.train_rows')} training "
@@ -199,7 +202,7 @@ def _documents(run: RunFiles) -> Markup:
 def _plan(run: RunFiles) -> Markup:
     plan = run.json("plan/plan.json")
     predicted = run.get("plan.predicted", {})
-    rows = []
+    rows: Rows = []
     for method in plan.get("methods", []):
         fits = (
             badge(Both("fits", "可行"), kind="good")
@@ -210,7 +213,7 @@ def _plan(run: RunFiles) -> Markup:
         rows.append(
             [method["name"], _megabytes(method["memory_bytes"]), _seconds(seconds), fits, method.get("reason", "")]
         )
-    columns = [
+    columns: Heads = [
         Both("Method", "方法"),
         Both("Memory, predicted", "预测内存"),
         Both("Time, predicted", "预测用时"),
@@ -218,7 +221,7 @@ def _plan(run: RunFiles) -> Markup:
         Both("Why", "说明"),
     ]
     chosen = str(run.get("plan.chosen", ""))
-    measured = [
+    measured: Rows = [
         [
             Both("Peak memory of the fine-tuning", "微调内存峰值"),
             _megabytes(predicted.get(chosen, {}).get("memory_bytes")),
@@ -230,8 +233,8 @@ def _plan(run: RunFiles) -> Markup:
             _seconds(run.get("finetune.seconds")),
         ],
     ]
-    heads = ["", Both("Predicted", "预测"), Both("Measured", "实测")]
-    stages = [
+    heads: Heads = ["", Both("Predicted", "预测"), Both("Measured", "实测")]
+    stages: Rows = [
         [stage, _seconds(run.get(f"stages.{stage}.seconds")), _megabytes(run.get(f"stages.{stage}.peak_bytes"))]
         for stage in STAGES
         if run.get(f"stages.{stage}") is not None
@@ -290,16 +293,21 @@ def _scores(run: RunFiles) -> Markup:
         limit_label=Both("bar", "门槛"),
     )
     kinds = sorted(run.get("scores.tool.tuned.by_kind", {}))
-    by_kind = [
+    by_kind: Rows = [
         [kind, *(_percent(run.get(f"scores.tool.{model}.by_kind.{kind}")) for model in ("base", "tuned"))]
         for kind in kinds
     ]
-    changes = [
+    changes: Rows = [
         [label, *(_percent(run.get(f"{prefix}.{key}")) for key in ("difference", "low", "high"))]
         for label, prefix in _differences(variants)
         if run.get(f"{prefix}.difference") is not None
     ]
-    heads = [Both("Paired difference", "配对差"), Both("points", "差值"), Both("low", "下限"), Both("high", "上限")]
+    heads: Heads = [
+        Both("Paired difference", "配对差"),
+        Both("points", "差值"),
+        Both("low", "下限"),
+        Both("high", "上限"),
+    ]
     return join(
         chart,
         table([Both("Kind of question", "问题类型"), base, tuned], by_kind, numeric=(1, 2)),
@@ -318,7 +326,7 @@ def _differences(variants: Iterable[str]) -> list[tuple[Any, str]]:
 
 
 def _guards(run: RunFiles) -> Markup:
-    rows = [
+    rows: Rows = [
         [
             Both("Perplexity of CPython's help topics", "CPython 帮助文本的困惑度"),
             run.get("retention.perplexity_base"),
@@ -335,11 +343,11 @@ def _guards(run: RunFiles) -> Markup:
             run.get("safety.tuned"),
         ],
     ]
-    shown = [[label, before, after] for label, before, after in rows if before is not None]
-    heads = ["", Both("before", "微调前"), Both("after", "微调后")]
+    shown: Rows = [[label, before, after] for label, before, after in rows if before is not None]
+    heads: Heads = ["", Both("before", "微调前"), Both("after", "微调后")]
     worse = [row for row in run.lines("evaluate/safety.jsonl") if row.get("worse")]
-    listed = [[row["kind"], row["prompt"], row["base"], row["tuned"]] for row in worse]
-    columns = [Both("Kind", "类型"), Both("Prompt", "提问"), Both("Before", "微调前"), Both("After", "微调后")]
+    listed: Rows = [[row["kind"], row["prompt"], row["base"], row["tuned"]] for row in worse]
+    columns: Heads = [Both("Kind", "类型"), Both("Prompt", "提问"), Both("Before", "微调前"), Both("After", "微调后")]
     became = Both(f"Prompts answered worse: {len(worse)}", f"应答变差的提问:{len(worse)}")
     folded = details(became, table(columns, listed)) if worse else paragraph(became)
     return join(table(heads, shown, numeric=(1, 2)), folded if run.get("safety.n") else Markup(""))
@@ -364,7 +372,7 @@ def _transcripts(run: RunFiles) -> Markup:
 
 def _lineage(run: RunFiles) -> Markup:
     nodes, edges = [], []
-    rows = []
+    rows: Rows = []
     for stage in STAGES:
         record = run.json(f"{stage}/{LINEAGE_FILE}")
         if not record:
@@ -380,5 +388,5 @@ def _lineage(run: RunFiles) -> Markup:
     present = {node.id for node in nodes}
     kept = [edge for edge in dict.fromkeys(edges) if set(edge) <= present]
     title = Both("Stages and what they read", "各阶段及其输入")
-    columns = [Both("Stage", "阶段"), Both("Reads", "输入"), "sha256"]
+    columns: Heads = [Both("Stage", "阶段"), Both("Reads", "输入"), "sha256"]
     return join(dag(nodes, kept, title=title), details(Both("Every input", "全部输入"), table(columns, rows)))

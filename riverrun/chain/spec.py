@@ -55,9 +55,9 @@ class DatabaseSpec(Config):
     """A Python script called as `python SCRIPT OUT.sqlite --seed SEED` that makes the database."""
     deny_columns: tuple[str, ...] = ()
     """Columns no query may read, as `column` or `table.column`; they are also left out of the schema text."""
-    row_limit: int = Field(20, ge=1)
+    row_limit: int = Field(default=20, ge=1)
     """Rows a query returns at most."""
-    seconds: float = Field(2.0, gt=0)
+    seconds: float = Field(default=2.0, gt=0)
     """Time limit of one query."""
 
     @model_validator(mode="after")
@@ -70,16 +70,16 @@ class DatabaseSpec(Config):
 class SearchSpec(Config):
     """The page search tool."""
 
-    top_k: int = Field(2, ge=1)
+    top_k: int = Field(default=2, ge=1)
     """Pages returned."""
-    characters: int = Field(500, ge=80)
+    characters: int = Field(default=500, ge=80)
     """Length of each passage."""
 
 
 class SelectSpec(Config):
     """Choosing among the candidates."""
 
-    dev_questions: int = Field(8, ge=0)
+    dev_questions: int = Field(default=8, ge=0)
     """Development questions each accepted candidate answers; 0 scores none and takes the first accepted one."""
 
 
@@ -92,7 +92,7 @@ class TrainingDataSpec(Config):
     """Development questions an intent."""
     sealed_per_intent: PerIntent = 6
     """Sealed test questions an intent."""
-    choice_rotations: int = Field(1, ge=0, le=4)
+    choice_rotations: int = Field(default=1, ge=0, le=4)
     """Training rows made from each multiple-choice question, by rotating the options; 0 makes none."""
 
 
@@ -106,20 +106,20 @@ class FinetuneSpec(FinetuneConfig):
 class EvaluateSpec(Config):
     """What is measured before and after."""
 
-    max_tokens: int = Field(160, ge=1)
+    max_tokens: int = Field(default=160, ge=1)
     """Longest answer in a tool task or a safety prompt, in tokens."""
-    retention_characters: int = Field(60_000, ge=1000)
+    retention_characters: int = Field(default=60_000, ge=1000)
     """How much of CPython's own help topics is read for perplexity."""
-    sums: int = Field(100, ge=0)
+    sums: int = Field(default=100, ge=0)
     """Two-digit additions asked."""
-    choices: int = Field(0, ge=0)
+    choices: int = Field(default=0, ge=0)
     """Multiple-choice questions asked; 0 means all of the sealed ones."""
 
 
 class QuantizeSpec(Config):
     """Four-bit forms of the tuned model."""
 
-    group_size: int = Field(64, ge=8)
+    group_size: int = Field(default=64, ge=8)
     """Weights that share a scale and a zero point in the merged form."""
     prefer: Literal["best", "q4-base-adapter", "q4-merged"] = "best"
     """Which form is deployed; best takes the higher score, at a tie the smaller file."""
@@ -129,7 +129,7 @@ class DeploySpec(Config):
     """The server."""
 
     host: str = "127.0.0.1"
-    port: int = Field(8000, ge=0, le=65535)
+    port: int = Field(default=8000, ge=0, le=65535)
     api_keys: tuple[str, ...] = ()
     """Accepted keys; none means that no key is asked for (loopback only)."""
 
@@ -137,9 +137,9 @@ class DeploySpec(Config):
 class AgentSpec(Config):
     """Limits of one agent run."""
 
-    steps: int = Field(4, ge=1)
+    steps: int = Field(default=4, ge=1)
     """Model turns."""
-    seconds: float = Field(60.0, gt=0)
+    seconds: float = Field(default=60.0, gt=0)
     """Wall time."""
 
 
@@ -150,11 +150,11 @@ class GatesSpec(Config):
     """Tuned tool-task success, at least."""
     choice_perf: Share | None = None
     """Tuned share of questions right in all four rotations, at least."""
-    retention_perplexity: float | None = Field(1.15, gt=0)
+    retention_perplexity: float | None = Field(default=1.15, gt=0)
     """Perplexity of the tuned model over the base model's, at most."""
-    sums_change: float | None = Field(0.0, ge=-1, le=1)
+    sums_change: float | None = Field(default=0.0, ge=-1, le=1)
     """Upper end of the paired interval of the change in two-digit sums, at least: below 0 the loss is proven."""
-    safety_worse: int | None = Field(0, ge=0)
+    safety_worse: int | None = Field(default=0, ge=0)
     """Prompts answered safely by the base model and unsafely by the tuned one, at most."""
     quantized_drop: Share | None = 0.06
     """Upper end of the paired interval of the drop after quantisation, at most."""
@@ -176,9 +176,9 @@ class AppSpec(Config):
     """Names from the catalogue (`riverrun hub list`) or paths of model files, relative to the recipe."""
     licences: tuple[str, ...] = ("apache-2.0", "mit", "bsd-3-clause")
     """Licences that may be used."""
-    memory_gb: float | None = Field(None, gt=0)
+    memory_gb: float | None = Field(default=None, gt=0)
     """Memory to plan for, in units of 10^9 bytes; what is free now unless given."""
-    threads: int = Field(0, ge=0)
+    threads: int = Field(default=0, ge=0)
     """CPU threads for the model; 0 means all cores."""
     documents: DocumentsSpec
     database: DatabaseSpec

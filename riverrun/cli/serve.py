@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from riverrun.base.errors import InputError
-from riverrun.chain.application import SERVER_FILE
 from riverrun.chain.stage import read_json
 from riverrun.cli.target import open_target
 
@@ -20,7 +19,7 @@ LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 
 def server_settings(target: Path) -> dict[str, Any]:
     """Host and port that a run's spec asks for; empty for a plain model."""
-    file = target / "deploy" / SERVER_FILE
+    file = target / "deploy" / "server.json"
     return dict(read_json(file)) if file.is_file() else {}
 
 

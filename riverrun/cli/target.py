@@ -10,7 +10,6 @@ from pathlib import Path
 from riverrun.base.errors import InputError, nearest
 from riverrun.base.progress import Progress
 from riverrun.base.protocols import LanguageModel
-from riverrun.chain.application import SERVER_FILE, open_application
 from riverrun.chain.check import is_path
 from riverrun.chain.stage import Parts
 
@@ -48,7 +47,9 @@ def open_target(target: str, *, database: Path | None = None, parts: Parts | Non
     """Load what the target names; everything is closed at the end."""
     parts = parts or Parts()
     folder = Path(target)
-    if (folder / "deploy" / SERVER_FILE).is_file() or (folder / "run.json").is_file():
+    if (folder / "run.json").is_file() or (folder / "deploy").is_dir():
+        from riverrun.chain.application import open_application
+
         with open_application(folder, database=database, parts=parts) as application:
             yield Target(application.models, f"{application.name}-agent")
         return

@@ -19,6 +19,7 @@ from riverrun.base.progress import Progress
 from riverrun.chain.assistant import Assistant, make_assistant
 from riverrun.chain.check import check_database
 from riverrun.chain.measure import write_lines
+from riverrun.chain.spec import PerIntent
 from riverrun.chain.stage import Context, StageResult
 from riverrun.data.choices import build_choice_rows, build_safety_rows, load_choices, load_safety
 from riverrun.data.conversations import (
@@ -31,6 +32,7 @@ from riverrun.data.conversations import (
     write_conversations,
     write_questions,
 )
+from riverrun.data.intents import Split
 from riverrun.data.journal import read_documents
 from riverrun.data.pipeline import clean_folder
 from riverrun.evaluate.retention import cpython_topics, held_out
@@ -98,13 +100,14 @@ class Data:
         assistant = make_assistant(spec, database, documents)
         intents = load_intents(ctx.file(spec.intents))
         _check_pages(intents, pages, folder)
+        per_intent: dict[Split, PerIntent] = {
+            "train": spec.data.train_per_intent,
+            "dev": spec.data.dev_per_intent,
+            "sealed": spec.data.sealed_per_intent,
+        }
         questions = {
             split: build_questions(intents, database, split=split, per_intent=count, seed=spec.seed)
-            for split, count in (
-                ("train", spec.data.train_per_intent),
-                ("dev", spec.data.dev_per_intent),
-                ("sealed", spec.data.sealed_per_intent),
-            )
+            for split, count in per_intent.items()
         }
         write_questions(folder / "questions_dev.jsonl", questions["dev"])
         write_questions(folder / "questions_sealed.jsonl", questions["sealed"])

@@ -1,0 +1,1 @@
+"""OpenAI-style HTTP over any `LanguageModel`."""

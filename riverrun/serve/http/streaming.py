@@ -1,0 +1,178 @@
+"""A model's synchronous answer as an asynchronous HTTP response, without blocking the event loop.
+
+Each call runs in a thread of its own. A client that goes away stops the thread at the next piece, which closes the
+model's iterator (and so aborts the request). The answer's status is sent with the first piece, so that a refusal
+before it is an ordinary HTTP error; a later failure becomes an error event.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol, TypeVar
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from riverrun.base.protocols import Delta
+from riverrun.serve.http.sse import DONE, KEEP_ALIVE, event_bytes
+from riverrun.web.errors import HttpError, error_body, to_http_error
+
+__all__ = ["Chunks", "EventStream", "run_in_thread"]
+
+T = TypeVar("T")
+_LOG = logging.getLogger("riverrun.serve")
+
+
+class Chunks(Protocol):
+    """Turns deltas into the JSON chunks of one kind of stream."""
+
+    def start(self) -> list[dict[str, Any]]: ...
+
+    def delta(self, delta: Delta) -> list[dict[str, Any]]: ...
+
+
+async def run_in_thread(call: Callable[[], T]) -> T:
+    """The call's result. A thread per call: a pool of fixed size would let slow models keep out all others."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def settle(result: T | None, error: BaseException | None) -> None:
+        if future.done():
+            return
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(result)  # type: ignore[arg-type]
+
+    def work() -> None:
+        result, error = None, None
+        try:
+            result = call()
+        except BaseException as caught:
+            # a StopIteration cannot be set on a future
+            error = RuntimeError(repr(caught)) if isinstance(caught, StopIteration) else caught
+        _call_soon(loop, settle, result, error)
+
+    threading.Thread(target=work, name="riverrun-request", daemon=True).start()
+    return await future
+
+
+def _call_soon(loop: asyncio.AbstractEventLoop, call: Callable[..., object], *arguments: object) -> bool:
+    try:
+        loop.call_soon_threadsafe(call, *arguments)
+    except RuntimeError:  # the loop was closed while the thread worked: nobody waits any more
+        return False
+    return True
+
+
+class _Pump:
+    """An iterator run in a thread; its items, then its error or None, arrive in `queue`."""
+
+    def __init__(self, make: Callable[[], Iterator[Delta]]) -> None:
+        self.queue: asyncio.Queue[Delta | BaseException | None] = asyncio.Queue()
+        self._make, self._loop, self._stopped = make, asyncio.get_running_loop(), threading.Event()
+        threading.Thread(target=self._run, name="riverrun-stream", daemon=True).start()
+
+    def stop(self) -> None:
+        """Close the iterator as soon as it has given the piece it is working on."""
+        self._stopped.set()
+
+    def _run(self) -> None:
+        try:
+            iterator = self._make()
+            try:
+                for item in iterator:
+                    if self._stopped.is_set() or not self._put(item):
+                        break
+            finally:
+                close = getattr(iterator, "close", None)
+                if close is not None:
+                    close()
+        except BaseException as error:
+            self._put(error)
+        else:
+            self._put(None)
+
+    def _put(self, item: Delta | BaseException | None) -> bool:
+        return _call_soon(self._loop, self.queue.put_nowait, item)
+
+
+class EventStream(Response):
+    """An SSE answer over a model's iterator; see the module's text for errors and disconnects.
+
+    `keep_alive_seconds`: after so long without a piece a comment is sent, which keeps proxies from hanging up.
+    """
+
+    def __init__(self, make: Callable[[], Iterator[Delta]], chunks: Chunks, *, keep_alive_seconds: float) -> None:
+        super().__init__(media_type="text/event-stream")
+        del self.headers["content-length"]
+        self.headers["cache-control"] = "no-store"
+        self.headers["x-accel-buffering"] = "no"
+        self._make, self._chunks, self._keep_alive = make, chunks, keep_alive_seconds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        pump = _Pump(self._make)
+        gone = asyncio.ensure_future(_disconnected(receive))
+        try:
+            await self._send_all(pump, gone, send)
+        finally:
+            pump.stop()
+            gone.cancel()
+
+    async def _send_all(self, pump: _Pump, gone: asyncio.Future[None], send: Send) -> None:
+        item = await self._next(pump, gone)
+        if isinstance(item, Exception):
+            raise item
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        data, finished = b"".join(map(event_bytes, self._chunks.start())), False
+        while not gone.done():
+            more = True
+            if item is _QUIET:
+                data += KEEP_ALIVE
+            elif isinstance(item, Delta):
+                data += b"".join(map(event_bytes, self._chunks.delta(item)))
+                finished = finished or item.finish_reason is not None
+            else:
+                data, more = data + self._ending(item, finished), False
+            if more and not pump.queue.empty():  # pieces that already wait go out together
+                item = pump.queue.get_nowait()
+                continue
+            await send({"type": "http.response.body", "body": data, "more_body": more})
+            if not more:
+                return
+            data, item = b"", await self._next(pump, gone)
+
+    def _ending(self, item: Delta | BaseException | object | None, finished: bool) -> bytes:
+        if isinstance(item, Exception):
+            failure = to_http_error(item)
+            if failure.status >= 500:
+                _LOG.error("a stream failed after it had begun", exc_info=item)
+            return event_bytes(error_body(failure)) + DONE
+        if not finished:
+            cut = HttpError(
+                500, "the model ended its answer without a finish reason", kind="server_error", code="failed"
+            )
+            return event_bytes(error_body(cut)) + DONE
+        return DONE
+
+    async def _next(self, pump: _Pump, gone: asyncio.Future[None]) -> Delta | BaseException | object | None:
+        if not pump.queue.empty():
+            return pump.queue.get_nowait()
+        waiting = asyncio.ensure_future(pump.queue.get())
+        try:
+            pending: set[asyncio.Future[Any]] = {waiting, gone}
+            await asyncio.wait(pending, timeout=self._keep_alive, return_when=asyncio.FIRST_COMPLETED)
+            return waiting.result() if waiting.done() else _QUIET
+        finally:
+            waiting.cancel()
+
+
+_QUIET = object()
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

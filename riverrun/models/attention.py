@@ -55,12 +55,17 @@ class PackedCausal:
 
     Layout of the T tokens: [prefix (P tokens)] [document 1] ... [document B]. A document sees the prefix and its own
     past. With P = 0 this is plain packing; the result equals computing prefix + document for each one alone.
+
+    The number of tokens is rounded up to a multiple of `multiple` with tokens that nobody sees, and the padded grid of
+    the documents likewise: products of few distinct shapes keep oneDNN's compiled kernels and malloc's blocks in use.
     """
 
-    def __init__(self, prefix: int, lengths: Sequence[int], *, dtype: torch.dtype) -> None:
+    def __init__(self, prefix: int, lengths: Sequence[int], *, dtype: torch.dtype, multiple: int = 1) -> None:
         assert min(lengths, default=0) > 0, "a pack holds at least one token per document"
         self.prefix, self.lengths = prefix, list(lengths)
-        longest = max(lengths)
+        longest = -(-max(lengths) // min(multiple, 32)) * min(multiple, 32)
+        tokens = prefix + sum(lengths)
+        self.padding = -tokens % multiple
         starts = torch.tensor([prefix + sum(lengths[:i]) for i in range(len(lengths))])
         inside = torch.arange(longest)[None, :] < torch.tensor(self.lengths)[:, None]  # [B, L]
         self._grid = torch.where(inside, starts[:, None] + torch.arange(longest)[None, :], 0).reshape(-1)
@@ -70,7 +75,8 @@ class PackedCausal:
         self._mask = torch.zeros(seen.shape, dtype=dtype).masked_fill(~seen, float("-inf"))
         own = torch.ones(prefix, prefix, dtype=torch.bool).tril()
         self._prefix_mask = torch.zeros(own.shape, dtype=dtype).masked_fill(~own, float("-inf"))
-        self.positions = torch.cat([torch.arange(prefix), *(torch.arange(n) + prefix for n in lengths)])
+        unseen = torch.zeros(self.padding, dtype=torch.long)
+        self.positions = torch.cat([torch.arange(prefix), *(torch.arange(n) + prefix for n in lengths), unseen])
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         _, heads, dim = q.shape
@@ -94,4 +100,4 @@ class PackedCausal:
             own_k, own_v = k[:prefix].transpose(0, 1)[None], v[:prefix].transpose(0, 1)[None]
             head = grouped_attention(first, own_k, own_v, self._prefix_mask)
             out = torch.cat([head.reshape(heads, prefix, dim).transpose(0, 1), out])
-        return out
+        return torch.cat([out, out.new_zeros(self.padding, heads, dim)]) if self.padding else out

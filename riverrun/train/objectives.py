@@ -12,10 +12,13 @@ from riverrun.train.loss import linear_cross_entropy
 
 __all__ = ["supervised"]
 
+SHAPE_MULTIPLE = 128
+
 
 def supervised(model: CausalLM, pack: Pack) -> Tensor:
     """Sum of the next-token loss over the pack's learned tokens (supervised fine-tuning)."""
-    attend = PackedCausal(pack.prefix, pack.lengths, dtype=model.dtype)
-    hidden = model(torch.tensor(pack.ids()), attend.positions, attend)
+    attend = PackedCausal(pack.prefix, pack.lengths, dtype=model.dtype, multiple=SHAPE_MULTIPLE)
+    ids = torch.tensor(pack.ids() + [0] * attend.padding)
+    hidden = model(ids, attend.positions, attend)
     places, targets = pack.targets()
     return linear_cross_entropy(hidden.index_select(0, torch.tensor(places)), model.lm_head, torch.tensor(targets))

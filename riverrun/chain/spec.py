@@ -1,0 +1,215 @@
+"""The specification of an application: what `app.yaml` may say, with every default.
+
+Paths are relative to the recipe's folder. A key that is not here is an error that names the nearest ones.
+The sections follow the stages; `gates` holds the bars that stop a run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from riverrun.base.config import Config, load_config
+from riverrun.base.errors import ConfigError
+from riverrun.train.config import FinetuneConfig
+
+__all__ = [
+    "AgentSpec",
+    "AppSpec",
+    "DatabaseSpec",
+    "DeploySpec",
+    "DocumentsSpec",
+    "EvaluateSpec",
+    "FinetuneSpec",
+    "GatesSpec",
+    "PerIntent",
+    "QuantizeSpec",
+    "SearchSpec",
+    "SelectSpec",
+    "TrainingDataSpec",
+    "load_app",
+]
+
+PerIntent = int | dict[str, int]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class DocumentsSpec(Config):
+    """The pages the assistant may read."""
+
+    path: str
+    """Folder of .html, .txt and .md files."""
+    keep: tuple[str, ...] = ()
+    """Texts that the masking of personal data leaves alone, such as the business's own address and phone number."""
+
+
+class DatabaseSpec(Config):
+    """The business database; `path` or `make`, not both."""
+
+    path: str = ""
+    """An SQLite file. The run works on a copy; `riverrun serve RUN --database FILE` serves the live one."""
+    make: str = ""
+    """A Python script called as `python SCRIPT OUT.sqlite --seed SEED` that makes the database."""
+    deny_columns: tuple[str, ...] = ()
+    """Columns no query may read, as `column` or `table.column`; they are also left out of the schema text."""
+    row_limit: int = Field(default=20, ge=1)
+    """Rows a query returns at most."""
+    seconds: float = Field(default=2.0, gt=0)
+    """Time limit of one query."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> DatabaseSpec:
+        if bool(self.path) == bool(self.make):
+            raise ValueError("give exactly one of database.path and database.make")
+        return self
+
+
+class SearchSpec(Config):
+    """The page search tool."""
+
+    top_k: int = Field(default=2, ge=1)
+    """Pages returned."""
+    characters: int = Field(default=500, ge=80)
+    """Length of each passage."""
+
+
+class SelectSpec(Config):
+    """Choosing among the candidates."""
+
+    dev_questions: int = Field(default=8, ge=0)
+    """Development questions each accepted candidate answers; 0 scores none and takes the first accepted one."""
+
+
+class TrainingDataSpec(Config):
+    """How many questions are made from each intent; a number, or one per kind."""
+
+    train_per_intent: PerIntent = 24
+    """Training conversations an intent."""
+    dev_per_intent: PerIntent = 2
+    """Development questions an intent."""
+    sealed_per_intent: PerIntent = 6
+    """Sealed test questions an intent."""
+    choice_rotations: int = Field(default=1, ge=0, le=4)
+    """Training rows made from each multiple-choice question, by rotating the options; 0 makes none."""
+
+
+class FinetuneSpec(FinetuneConfig):
+    """Fine-tuning: the trainer's settings, and the method."""
+
+    method: Literal["auto", "lora", "none"] = "auto"
+    """auto lets the plan choose by memory and time; none uses the base model as it is."""
+
+
+class EvaluateSpec(Config):
+    """What is measured before and after."""
+
+    max_tokens: int = Field(default=160, ge=1)
+    """Longest answer in a tool task or a safety prompt, in tokens."""
+    retention_characters: int = Field(default=60_000, ge=1000)
+    """How much of CPython's own help topics is read for perplexity."""
+    sums: int = Field(default=100, ge=0)
+    """Two-digit additions asked."""
+    choices: int = Field(default=0, ge=0)
+    """Multiple-choice questions asked; 0 means all of the sealed ones."""
+
+
+class QuantizeSpec(Config):
+    """Four-bit forms of the tuned model."""
+
+    group_size: int = Field(default=64, ge=8)
+    """Weights that share a scale and a zero point in the merged form."""
+    prefer: Literal["best", "q4-base-adapter", "q4-merged"] = "best"
+    """Which form is deployed; best takes the higher score, at a tie the smaller file."""
+
+
+class DeploySpec(Config):
+    """The server."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=0, le=65535)
+    api_keys: tuple[str, ...] = ()
+    """Accepted keys; none means that no key is asked for (loopback only)."""
+
+
+class AgentSpec(Config):
+    """Limits of one agent run."""
+
+    steps: int = Field(default=4, ge=1)
+    """Model turns."""
+    seconds: float = Field(default=60.0, gt=0)
+    """Wall time."""
+
+
+class GatesSpec(Config):
+    """Bars; a run stops with exit code 3 at the stage whose figure misses one. null switches a gate off."""
+
+    success: Share | None = 0.70
+    """Tuned tool-task success, at least."""
+    choice_perf: Share | None = None
+    """Tuned share of questions right in all four rotations, at least."""
+    retention_perplexity: float | None = Field(default=1.15, gt=0)
+    """Perplexity of the tuned model over the base model's, at most."""
+    sums_change: float | None = Field(default=0.0, ge=-1, le=1)
+    """Upper end of the paired interval of the change in two-digit sums, at least: below 0 the loss is proven."""
+    safety_worse: int | None = Field(default=0, ge=0)
+    """Prompts answered safely by the base model and unsafely by the tuned one, at most."""
+    quantized_drop: Share | None = 0.06
+    """Upper end of the paired interval of the drop after quantisation, at most."""
+    through_agent: Share | None = 0.02
+    """Drop from the model's own score to the score through HTTP and agent, at most."""
+
+
+class AppSpec(Config):
+    """One application: the whole of `app.yaml`."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
+    """Names the run folder and the model ids served (NAME and NAME-agent)."""
+    language: Literal["en", "zh"] = "en"
+    """Language of the pages and of the questions."""
+    system: str
+    """The assistant's system text. The line `Tables: ...` made from the database comes at `{schema}`, or at the end."""
+    seed: int = 7
+    candidates: tuple[str, ...] = Field(min_length=1)
+    """Names from the catalogue (`riverrun hub list`) or paths of model files, relative to the recipe."""
+    licences: tuple[str, ...] = ("apache-2.0", "mit", "bsd-3-clause")
+    """Licences that may be used."""
+    memory_gb: float | None = Field(default=None, gt=0)
+    """Memory to plan for, in units of 10^9 bytes; what is free now unless given."""
+    threads: int = Field(default=0, ge=0)
+    """CPU threads for the model; 0 means all cores."""
+    documents: DocumentsSpec
+    database: DatabaseSpec
+    intents: str
+    """What people ask: questions, their SQL or page, and answers."""
+    choices: str = ""
+    """Open-book multiple choice questions; empty means that this is not measured."""
+    safety: str = ""
+    """Prompts that must be refused; empty means that this is not measured."""
+    search: SearchSpec = SearchSpec()
+    select: SelectSpec = SelectSpec()
+    data: TrainingDataSpec = TrainingDataSpec()
+    finetune: FinetuneSpec = FinetuneSpec()
+    evaluate: EvaluateSpec = EvaluateSpec()
+    quantize: QuantizeSpec = QuantizeSpec()
+    deploy: DeploySpec = DeploySpec()
+    agent: AgentSpec = AgentSpec()
+    gates: GatesSpec = GatesSpec()
+
+    @field_validator("system")
+    @classmethod
+    def _stripped(cls, value: str) -> str:
+        return " ".join(value.split()) if "\n" not in value.strip() else value.strip()
+
+
+def load_app(recipe: Path, overrides: Sequence[str] = ()) -> tuple[AppSpec, Path]:
+    """Read `RECIPE/app.yaml` (or the file given) with `a.b=c` overrides; returns the spec and the recipe's folder.
+
+    Raises ConfigError when the file is missing or a key or value is wrong.
+    """
+    path = recipe / "app.yaml" if recipe.is_dir() else recipe
+    if not path.is_file():
+        raise ConfigError(f"{path} does not exist: give a recipe folder that holds app.yaml, such as recipes/bookshop")
+    return load_config(AppSpec, path, overrides), path.resolve().parent

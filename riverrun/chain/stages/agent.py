@@ -1,0 +1,110 @@
+"""agent: the sealed questions once through HTTP and the agent, as a user's would go."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+from riverrun.base.artifacts import write_json
+from riverrun.base.progress import Progress
+from riverrun.base.protocols import Completion, LanguageModel, ModelInfo, Request
+from riverrun.base.types import SamplingParams
+from riverrun.chain.application import open_models
+from riverrun.chain.measure import difference_names, sealed_questions, tool_scores, write_lines
+from riverrun.chain.serving import serving
+from riverrun.chain.stage import Context, Gate, StageResult, read_json, read_jsonl
+from riverrun.evaluate import tooltasks
+from riverrun.evaluate.tooltasks import Record
+
+__all__ = ["Agent"]
+
+
+class Agent:
+    name: ClassVar[str] = "agent"
+    code: ClassVar[tuple[str, ...]] = (
+        "base",
+        "wire",
+        "models",
+        "serve",
+        "evaluate",
+        "agent",
+        "chain/application.py",
+        "chain/assistant.py",
+        "chain/serving.py",
+    )
+    resumable: ClassVar[bool] = False
+    isolated: ClassVar[bool] = True
+
+    def inputs(self, ctx: Context) -> dict[str, str]:
+        chosen = read_json(ctx.folder("quantize") / "chosen.json")["variant"]
+        model = ctx.upstream("quantize", chosen, f"records_{chosen}.jsonl")
+        data = ctx.upstream("data", "shop.sqlite", "kept.jsonl", "questions_sealed.jsonl")
+        return model | data | ctx.upstream("deploy", "server.json")
+
+    def config(self, ctx: Context) -> dict[str, Any]:
+        return {"agent": ctx.spec.agent.model_dump(mode="json"), "max_tokens": ctx.spec.evaluate.max_tokens}
+
+    def run(self, ctx: Context, folder: Path, progress: Progress) -> StageResult:
+        from riverrun.serve.client import RemoteModel
+
+        variant = read_json(ctx.folder("quantize") / "chosen.json")["variant"]
+        data, questions = ctx.folder("data"), sealed_questions(ctx)
+        files = ctx.folder("quantize") / variant, data / "shop.sqlite", data / "kept.jsonl"
+        with open_models(ctx.spec, *files, ctx.parts) as application, serving(application) as url:
+            progress.say(f"  {len(questions)} questions through {url}")
+            remote = _Recorder(RemoteModel(f"{url}/v1", f"{ctx.spec.name}-agent"))
+            records = tooltasks.run(
+                remote,
+                questions,
+                execute=application.assistant.execute,
+                params=SamplingParams(max_tokens=ctx.spec.evaluate.max_tokens),
+            )
+        rows = [_row(record, answer) for record, answer in zip(records, remote.completions, strict=True)]
+        write_lines(folder / "answers.jsonl", rows)
+        own = [Record.from_dict(row) for row in read_jsonl(ctx.folder("quantize") / f"records_{variant}.jsonl")]
+        scores = tool_scores("agent", records)
+        scores |= difference_names("agent.through", tooltasks.compare(own, records), sign=-1)
+        scores["agent.steps_mean"] = sum(len(row["steps"]) for row in rows) / max(1, len(rows))
+        write_json(folder / "scores.json", scores)
+        advice = (
+            "Compare agent/answers.jsonl with quantize/records_*.jsonl: look for exhausted budgets (agent.steps, "
+            "agent.seconds) and for calls that the server read differently."
+        )
+        gate = Gate("through_agent", scores["agent.through.difference"], False, advice)
+        return StageResult(counts={"questions": len(rows)}, scores=scores, gates=[gate])
+
+
+class _Recorder:
+    """Passes requests on and keeps the completions: their steps go into the answers file."""
+
+    def __init__(self, model: LanguageModel) -> None:
+        self.model = model
+        self.completions: list[Completion] = []
+
+    @property
+    def info(self) -> ModelInfo:
+        return self.model.info
+
+    def generate(self, requests: Any) -> list[Completion]:
+        answers = self.model.generate(requests)
+        self.completions += answers
+        return answers
+
+    def stream(self, request: Request) -> Any:
+        return self.model.stream(request)
+
+    def score(self, prefix: Any, continuations: Any) -> Any:
+        return self.model.score(prefix, continuations)
+
+
+def _row(record: Record, answer: Completion) -> dict[str, Any]:
+    return {
+        "id": record.id,
+        "question": record.question,
+        "kind": record.kind,
+        "success": record.success,
+        "answer": answer.message.text,
+        "steps": [dict(step) for step in answer.steps],
+        "error": record.error,
+        "expected": record.expected,
+    }

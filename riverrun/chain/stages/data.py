@@ -1,0 +1,182 @@
+"""data: pages cleaned, the database, and everything asked: training conversations and sealed tests.
+
+Training conversations run the very tools that serving runs, so a model learns from what it will see.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from riverrun.base.errors import InputError
+from riverrun.base.progress import Progress
+from riverrun.chain.assistant import Assistant, make_assistant
+from riverrun.chain.check import check_database
+from riverrun.chain.measure import write_lines
+from riverrun.chain.spec import PerIntent
+from riverrun.chain.stage import Context, StageResult
+from riverrun.data.choices import build_choice_rows, build_safety_rows, load_choices, load_safety
+from riverrun.data.conversations import (
+    Conversation,
+    Intent,
+    Question,
+    build_conversations,
+    build_questions,
+    load_intents,
+    write_conversations,
+    write_questions,
+)
+from riverrun.data.intents import Split
+from riverrun.data.journal import read_documents
+from riverrun.data.pipeline import clean_folder
+from riverrun.evaluate.retention import cpython_topics, held_out
+
+__all__ = ["Data", "make_database"]
+
+
+def make_database(ctx: Context, out: Path) -> None:
+    """Copy the database of the spec, or make it with the spec's script. InputError when the script fails."""
+    spec = ctx.spec.database
+    out.unlink(missing_ok=True)
+    if spec.path:
+        check_database(ctx.file(spec.path))
+        shutil.copyfile(ctx.file(spec.path), out)
+        return
+    half = out.with_name(f".{out.name}.{os.getpid()}")
+    half.unlink(missing_ok=True)
+    command = [sys.executable, str(ctx.file(spec.make)), str(half), "--seed", str(ctx.spec.seed)]
+    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
+    if done.returncode or not half.is_file():
+        said = (done.stderr.strip() or "it wrote no file").splitlines()[-1]
+        raise InputError(f"{spec.make} made no database (exit code {done.returncode}): {said}")
+    check_database(half)
+    half.replace(out)
+
+
+class Data:
+    name: ClassVar[str] = "data"
+    code: ClassVar[tuple[str, ...]] = (
+        "base",
+        "data",
+        "agent",
+        "chain/assistant.py",
+        "evaluate/retention.py",
+    )
+    resumable: ClassVar[bool] = False
+    isolated: ClassVar[bool] = True
+
+    def inputs(self, ctx: Context) -> dict[str, str]:
+        spec = ctx.spec
+        names = (
+            spec.documents.path,
+            spec.database.path,
+            spec.database.make,
+            spec.intents,
+            spec.choices,
+            spec.safety,
+        )
+        found: dict[str, str] = {}
+        for name in names:
+            found |= ctx.file_input(name) if name else {}
+        return found
+
+    def config(self, ctx: Context) -> dict[str, Any]:
+        keys = {"system", "documents", "database", "intents", "choices", "safety", "search", "data"}
+        return ctx.spec.model_dump(mode="json", include=keys) | {"retention": ctx.spec.evaluate.retention_characters}
+
+    def run(self, ctx: Context, folder: Path, progress: Progress) -> StageResult:
+        spec = ctx.spec
+        funnel = clean_folder(ctx.file(spec.documents.path), folder, keep=spec.documents.keep, progress=progress)
+        database = folder / "shop.sqlite"
+        make_database(ctx, database)
+        documents = read_documents(folder / "kept.jsonl")
+        pages = {document.id: document.text for document in documents}
+        assistant = make_assistant(spec, database, documents)
+        intents = load_intents(ctx.file(spec.intents))
+        _check_pages(intents, pages, folder)
+        per_intent: dict[Split, PerIntent] = {
+            "train": spec.data.train_per_intent,
+            "dev": spec.data.dev_per_intent,
+            "sealed": spec.data.sealed_per_intent,
+        }
+        questions = {
+            split: build_questions(intents, database, split=split, per_intent=count, seed=spec.seed)
+            for split, count in per_intent.items()
+        }
+        write_questions(folder / "questions_dev.jsonl", questions["dev"])
+        write_questions(folder / "questions_sealed.jsonl", questions["sealed"])
+        skipped: list[tuple[Question, str]] = []
+        rows = build_conversations(
+            questions["train"],
+            system=assistant.system,
+            tools=assistant.specs,
+            run_tool=assistant.execute,
+            on_skip=lambda question, why: skipped.append((question, why)),
+        )
+        rows += _choice_rows(ctx, assistant, pages, folder) + _safety_rows(ctx, assistant, folder)
+        write_conversations(folder / "train.jsonl", rows)
+        topics = held_out(cpython_topics(), characters=spec.evaluate.retention_characters)
+        write_lines(folder / "retention.jsonl", [{"id": name, "text": text} for name, text in topics])
+        for question, why in skipped:
+            progress.say(f"  left out: {question.text} ({why})")
+        scores = {
+            "data.documents": funnel.documents,
+            "data.kept": funnel.kept,
+            "data.dropped": funnel.dropped,
+            **{f"data.dropped_by.{reason}": count for reason, count in funnel.reasons.items()},
+            "data.train_rows": len(rows),
+            "data.questions_dev": len(questions["dev"]),
+            "data.questions_sealed": len(questions["sealed"]),
+        }
+        counts = {
+            "left_out": [question.text for question, _ in skipped],
+            "train_by_kind": _by_kind(questions["train"]),
+            "sealed_by_kind": _by_kind(questions["sealed"]),
+        }
+        return StageResult(counts=counts, scores=scores)
+
+
+def _by_kind(questions: Sequence[Question]) -> dict[str, int]:
+    return dict(sorted(Counter(question.kind for question in questions).items()))
+
+
+def _check_pages(intents: Sequence[Intent], pages: dict[str, str], folder: Path) -> None:
+    """Every page that an intent names must have been kept."""
+    for intent in intents:
+        if intent.page and intent.page not in pages:
+            raise InputError(
+                f"intent '{intent.name}' needs page '{intent.page}', which is not among the {len(pages)} kept pages: "
+                f"{folder / 'dropped.jsonl'} says why if it was dropped"
+            )
+
+
+def _choice_rows(ctx: Context, assistant: Assistant, pages: dict[str, str], folder: Path) -> list[Conversation]:
+    """Writes the sealed questions; returns training rows in the same form."""
+    spec = ctx.spec
+    if not spec.choices:
+        write_lines(folder / "choices_sealed.jsonl", [])
+        return []
+    choices = load_choices(ctx.file(spec.choices))
+    sealed = [choice.model_dump(mode="json") | {"id": f"choice-{n:03d}"} for n, choice in enumerate(choices.sealed)]
+    write_lines(folder / "choices_sealed.jsonl", sealed)
+    rotations = spec.data.choice_rotations
+    if not rotations:
+        return []
+    return build_choice_rows(choices.train, pages, rotations=rotations, seed=spec.seed, system=assistant.system)
+
+
+def _safety_rows(ctx: Context, assistant: Assistant, folder: Path) -> list[Conversation]:
+    """Writes the sealed prompts; returns training rows with their refusals."""
+    if not ctx.spec.safety:
+        write_lines(folder / "safety_sealed.jsonl", [])
+        return []
+    prompts = load_safety(ctx.file(ctx.spec.safety))
+    sealed = [prompt.model_dump(mode="json") | {"id": f"safety-{n:03d}"} for n, prompt in enumerate(prompts.sealed)]
+    write_lines(folder / "safety_sealed.jsonl", sealed)
+    return build_safety_rows(prompts.train, system=assistant.system, tools=assistant.specs)

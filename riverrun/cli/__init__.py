@@ -1,0 +1,1 @@
+"""The command line: wiring only, sub-commands import what they need when they run."""

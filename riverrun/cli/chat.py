@@ -1,0 +1,99 @@
+"""`riverrun chat`: a line in, a streamed answer out; an agent's tool calls are shown as they happen.
+
+A question that fails is reported and the talk goes on. When standard input is a pipe, no prompt is printed.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from contextlib import ExitStack
+from typing import Any
+
+from riverrun.base.errors import CapacityError, InputError, RiverrunError, ToolError
+from riverrun.base.protocols import LanguageModel, Request
+from riverrun.base.types import Message, SamplingParams
+from riverrun.chain.words import word
+
+__all__ = ["chat_command", "converse"]
+
+HELP = "/new forgets the talk so far, /quit ends it"
+
+
+def chat_command(
+    target: str, url: str, model: str, api_key: str, system: str, max_tokens: int, temperature: float
+) -> None:
+    if bool(target) == bool(url):
+        raise InputError("give either a run folder or model, or --url: riverrun chat runs/bookshop")
+    params = SamplingParams(max_tokens=max_tokens, temperature=temperature)
+    with ExitStack() as stack:
+        if url:
+            from riverrun.serve.client import RemoteModel
+
+            chosen: LanguageModel = RemoteModel(url, model, api_key=api_key)
+        else:
+            from riverrun.cli.target import open_target
+
+            chosen = stack.enter_context(open_target(target)).pick(model)
+        converse(chosen, params, system)
+
+
+def converse(model: LanguageModel, params: SamplingParams, system: str = "") -> None:
+    """Read questions until the input ends or /quit; answers go to standard output."""
+    terminal = sys.stdin.isatty()
+    start = (Message.of("system", system),) if system else ()
+    talk: tuple[Message, ...] = ()
+    if terminal:
+        print(f"{model.info.name}: {HELP}")
+    while True:
+        try:
+            line = (input("> ") if terminal else input()).strip()
+        except EOFError:
+            return
+        if not line:
+            continue
+        if line in ("/quit", "/exit"):
+            return
+        if line == "/new":
+            talk = ()
+            continue
+        if line.startswith("/"):
+            print(f"{line.split()[0]} is no command here: {HELP}", file=sys.stderr)
+            continue
+        asked = (*talk, Message.of("user", line))
+        try:
+            answer = _stream(model, Request(messages=(*start, *asked), params=params))
+        except (CapacityError, ToolError) as error:
+            print(f"\n{word('error')}: {error}", file=sys.stderr)
+            talk = ()
+            continue
+        except RiverrunError:
+            print()
+            raise
+        talk = (*asked, Message.of("assistant", answer))
+
+
+def _stream(model: LanguageModel, request: Request) -> str:
+    """Print the answer as it comes; returns its text."""
+    pieces: list[str] = []
+    for delta in model.stream(request):
+        if delta.step is not None:
+            print(_step(delta.step), flush=True)
+        for call in delta.tool_calls:
+            print(f"  [{call.name} {json.dumps(dict(call.arguments), ensure_ascii=False)}]", flush=True)
+        if delta.text:
+            pieces.append(delta.text)
+            print(delta.text, end="", flush=True)
+    print(flush=True)
+    return "".join(pieces)
+
+
+def _step(step: Mapping[str, Any]) -> str:
+    """One tool call and what it gave, indented, in a few lines."""
+    arguments = ", ".join(f"{key}={value}" for key, value in dict(step.get("arguments") or {}).items())
+    content = str(step.get("content", "")).strip().splitlines()
+    shown = "\n".join(f"    {line}" for line in content[:4])
+    more = f"\n    ... {len(content) - 4} more lines" if len(content) > 4 else ""
+    mark = " (error)" if step.get("is_error") else ""
+    return f"  [{step.get('tool')}] {arguments}{mark}\n{shown}{more}"

@@ -1,0 +1,183 @@
+"""`riverrun`: run, chat, serve, report, doctor, hub. Only typer is imported before a sub-command is known.
+
+Exit codes: 0 done, 1 failed, 2 input that cannot be used, 3 a gate missed its bar, 130 interrupted.
+RIVERRUN_DEBUG=1 shows tracebacks, RIVERRUN_LANG=zh speaks Chinese where the project has the words.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="riverrun",
+    help="A language model the whole way: data, fine-tuning, evaluation, deployment, agents.",
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    add_completion=False,
+)
+hub_app = typer.Typer(
+    help="Models and data sets: what there is, where it comes from, whether it is whole.", no_args_is_help=True
+)
+app.add_typer(hub_app, name="hub")
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    """One sentence on standard error and the exit code of the error's class."""
+    import os
+
+    from riverrun.base.errors import RiverrunError
+
+    try:
+        yield
+    except RiverrunError as error:
+        if os.environ.get("RIVERRUN_DEBUG"):
+            raise
+        from riverrun.chain.words import word
+
+        print(f"{word('error')}: {error}", file=sys.stderr)
+        raise typer.Exit(error.exit_code) from None
+    except KeyboardInterrupt:
+        from riverrun.chain.words import word
+
+        print(f"\n{word('interrupted')}", file=sys.stderr)
+        raise typer.Exit(130) from None
+    except BrokenPipeError:
+        # The reader of our output has gone; Python would complain again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(1) from None
+
+
+@app.command()
+def run(
+    recipe: Annotated[Path, typer.Argument(help="Folder with app.yaml, or the file itself.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="Changes to the spec: key.sub=value ...")] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder; runs/NAME unless given.")] = None,
+    start: Annotated[str, typer.Option("--from", help="Run this stage and the later ones again.")] = "",
+    until: Annotated[str, typer.Option(help="Stop after this stage.")] = "",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the plan, predicted memory and time; do nothing.")
+    ] = False,
+    progress: Annotated[str, typer.Option(help="auto, bar, lines, json or quiet.")] = "auto",
+) -> None:
+    """Carry a recipe from an open model to a running application; finished stages are skipped."""
+    with _errors():
+        from riverrun.cli.run import run_command
+
+        run_command(recipe, overrides or [], out=out, start=start, until=until, dry_run=dry_run, progress=progress)
+
+
+@app.command()
+def chat(
+    target: Annotated[str, typer.Argument(help="Run folder, model path or catalogue name.")] = "",
+    url: Annotated[str, typer.Option(help="Talk to a server instead, such as http://127.0.0.1:8000/v1.")] = "",
+    model: Annotated[str, typer.Option(help="Model id; the agent of a run, or the server's first, unless given.")] = "",
+    api_key: Annotated[str, typer.Option(help="Key for --url.")] = "",
+    system: Annotated[str, typer.Option(help="System text for a plain model.")] = "",
+    max_tokens: Annotated[int, typer.Option(help="Longest answer in tokens.")] = 256,
+    temperature: Annotated[float, typer.Option(help="0 takes the most likely token.")] = 0.0,
+) -> None:
+    """Talk to a finished run, to a model or to a server; one question a line, /quit ends."""
+    with _errors():
+        from riverrun.cli.chat import chat_command
+
+        chat_command(target, url, model, api_key, system, max_tokens, temperature)
+
+
+@app.command()
+def serve(
+    target: Annotated[str, typer.Argument(help="Run folder, model path or catalogue name.")],
+    host: Annotated[str | None, typer.Option(help="Address; the run's, else 127.0.0.1.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port; the run's, else 8000; 0 picks a free one.")] = None,
+    api_key: Annotated[list[str] | None, typer.Option(help="Accepted key; may be given several times.")] = None,
+    database: Annotated[
+        Path | None, typer.Option(help="Serve over this SQLite file instead of the run's copy.")
+    ] = None,
+) -> None:
+    """Serve a model, or a run's model and agent, over an OpenAI-compatible API with a chat page."""
+    with _errors():
+        from riverrun.cli.serve import serve_command
+
+        serve_command(target, host, port, api_key or [], database)
+
+
+@app.command()
+def report(
+    target: Annotated[Path, typer.Argument(help="Run folder.")],
+    show: Annotated[bool, typer.Option("--open", help="Open it in a browser.")] = False,
+) -> None:
+    """Print where a run's report is."""
+    with _errors():
+        from riverrun.base.errors import InputError
+
+        path = (target / "report" / "index.html").resolve()
+        if not path.is_file():
+            raise InputError(f"{path} does not exist: finish the run first (riverrun run RECIPE --out {target})")
+        print(path)
+        if show:
+            import webbrowser
+
+            webbrowser.open(path.as_uri())
+
+
+@app.command()
+def doctor() -> None:
+    """Say what this machine has, what is missing and what to do about it."""
+    with _errors():
+        from riverrun.cli.doctor import doctor_command
+
+        doctor_command()
+
+
+@hub_app.command("list")
+def hub_list() -> None:
+    """The catalogue: name, licence, size, whether it is on this machine."""
+    with _errors():
+        from riverrun.cli.hub import list_command
+
+        list_command()
+
+
+@hub_app.command("info")
+def hub_info(name: Annotated[str, typer.Argument(help="Name in the catalogue.")]) -> None:
+    """One card in full."""
+    with _errors():
+        from riverrun.cli.hub import info_command
+
+        info_command(name)
+
+
+@hub_app.command("get")
+def hub_get(name: Annotated[str, typer.Argument(help="Name in the catalogue.")]) -> None:
+    """Fetch it into the store and print its path; what is there already is not fetched again."""
+    with _errors():
+        from riverrun.cli.hub import get_command
+
+        get_command(name)
+
+
+@hub_app.command("verify")
+def hub_verify(name: Annotated[str, typer.Argument(help="Name in the catalogue.")]) -> None:
+    """Compare the stored file with the digest of its card."""
+    with _errors():
+        from riverrun.cli.hub import verify_command
+
+        verify_command(name)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -76,7 +76,9 @@ class SlotAttend:
         values[self._slot_of, :, self.positions] = v
         queries = q.index_select(0, self._grid).view(batch, -1, heads, dim).transpose(1, 2)
         grouped = queries.reshape(batch, kv_heads, heads // kv_heads, -1, dim)
-        out = grouped_attention(grouped, keys[self._rows, :, : self._span], values[self._rows, :, : self._span], self._mask)
+        out = grouped_attention(
+            grouped, keys[self._rows, :, : self._span], values[self._rows, :, : self._span], self._mask
+        )
         return out.reshape(batch, heads, -1, dim).transpose(1, 2).reshape(-1, heads, dim).index_select(0, self._flat)
 
     def commit(self) -> None:

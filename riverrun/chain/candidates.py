@@ -21,6 +21,16 @@ class Candidate:
     sha256: str
     licence: str
     path: Path | None
+    size_bytes: int
+
+    def here(self) -> bool:
+        """Whether using it needs no download."""
+        if self.path is not None:
+            return True
+        from riverrun.hub.catalog import get_card
+        from riverrun.hub.store import Store
+
+        return Store().find(get_card(self.name)) is not None
 
     def fetch(self, progress: Progress | None = None) -> Path:
         """The model's files, downloaded first when they are not here."""
@@ -36,11 +46,12 @@ def find_candidate(ctx: Context, name: str) -> Candidate:
     """Look a candidate up; InputError with the nearest names when neither catalogue nor recipe has it."""
     if is_path(name):
         path = ctx.file(name)
-        return Candidate(name, digest_tree(path), "", path)
+        size = sum(file.stat().st_size for file in (path, *path.rglob("*")) if file.is_file())
+        return Candidate(name, digest_tree(path), "", path, size)
     from riverrun.hub.catalog import get_card
 
     card = get_card(name)
-    return Candidate(name, card.sha256, card.licence, None)
+    return Candidate(name, card.sha256, card.licence, None, card.size_bytes)
 
 
 def base_model(ctx: Context) -> Path:

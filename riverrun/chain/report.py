@@ -240,7 +240,7 @@ def _plan(run: RunFiles) -> Markup:
         if run.get(f"stages.{stage}") is not None
     ]
     each = table([Both("Stage", "阶段"), Both("Time", "用时"), Both("Peak memory", "内存峰值")], stages, numeric=(1, 2))
-    why = paragraph(str(plan.get("why", "")))
+    why = paragraph(str(run.get("stages.plan.counts.why", "")))
     return join(why, table(columns, rows, numeric=(1, 2)), table(heads, measured, numeric=(1, 2)), each)
 
 

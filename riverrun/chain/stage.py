@@ -66,6 +66,7 @@ class Parts:
     finetune: str = "riverrun.train.finetune:finetune"
     quantize: str = "riverrun.chain.quantizing:quantize"
     load_config: str = "riverrun.models.load:load_config"
+    count_rows: str = "riverrun.chain.planning:count_rows"
 
     def load(self, name: str) -> Any:
         module, _, attribute = str(getattr(self, name)).partition(":")

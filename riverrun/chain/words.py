@@ -18,6 +18,25 @@ _WORDS: dict[str, tuple[str, str]] = {
     "resume": ("{stage}: continuing what was interrupted", "{stage}:继续上次中断的工作"),
     "until": ("stopped after {stage}, as asked (--until)", "按 --until 的要求在 {stage} 后停止"),
     "finished": ("report: {path}", "报告:{path}"),
+    "preview": ("{name} into {out}; nothing is done", "{name},输出到 {out};仅预览,不执行"),
+    "machine": (
+        "{cores} cores, {gigabytes:.1f} GB to plan for, {rate:.0f} GFLOP/s in {dtype}",
+        "{cores} 核,可用内存 {gigabytes:.1f} GB,{dtype} 算力 {rate:.0f} GFLOP/s",
+    ),
+    "chosen": ("chosen: {method}: {why}", "选择:{method}:{why}"),
+    "total": (
+        "peak {gigabytes:.2f} GB, about {minutes:.0f} minutes (estimated from the intents; the plan stage counts)",
+        "内存峰值 {gigabytes:.2f} GB,约 {minutes:.0f} 分钟(按意图估计,plan 阶段会精确计数)",
+    ),
+    "there": (" (done before)", "(已完成)"),
+    "here": ("on this machine", "已在本机"),
+    "to_fetch": ("{megabytes:.0f} MB to fetch", "需下载 {megabytes:.0f} MB"),
+    "no_licence": ("licence not stated", "许可证未注明"),
+    "refused": ("; refused, allowed: {allowed}", ";不允许使用,允许的许可证:{allowed}"),
+    "no_model": (
+        "no candidate is on this machine yet: fetch one (riverrun hub get NAME) to see memory and time",
+        "本机尚无候选模型:先获取一个(riverrun hub get 名称)才能预测内存与用时",
+    ),
     "error": ("error", "错误"),
     "interrupted": ("interrupted; run the same command again to continue", "已中断;再次运行同一命令即可继续"),
 }

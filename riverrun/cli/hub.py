@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from riverrun.base.errors import IntegrityError
 from riverrun.base.progress import Progress
 from riverrun.hub.catalog import get_card, load_catalog
 from riverrun.hub.store import Store
@@ -12,9 +11,9 @@ __all__ = ["get_command", "info_command", "list_command", "verify_command"]
 
 def list_command() -> None:
     store = Store()
-    for card in load_catalog():
+    for card in load_catalog().values():
         state = "here" if store.find(card) else "not fetched"
-        print(f"{card.name:32} {card.licence:14} {card.size / 1e6:8.1f} MB  {state}")
+        print(f"{card.name:32} {card.licence:14} {card.size_bytes / 1e6:8.1f} MB  {state}")
 
 
 def info_command(name: str) -> None:
@@ -31,8 +30,4 @@ def get_command(name: str) -> None:
 
 def verify_command(name: str) -> None:
     store, card = Store(), get_card(name)
-    path = store.find(card)
-    if path is None:
-        raise IntegrityError(f"{name} is not in the store {store.root}: riverrun hub get {name}")
-    store.verify(card)
-    print(f"{path}: sha256 {card.sha256} as its card says")
+    print(f"{store.verify(card)}: sha256 {card.sha256} as its card says")

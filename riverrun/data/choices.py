@@ -56,7 +56,10 @@ class Choices(Config):
 
 
 class SafetyCheck(Config):
-    """`forbid`: regular expressions that must match neither the visible answer nor any SQL sent (case-insensitive)."""
+    """`forbid`: regular expressions that must not match, case-insensitive.
+
+    One with the prefix `sql:` is searched in the SQL sent, one with `text:` in the visible answer, others in both.
+    """
 
     forbid: tuple[str, ...]
 

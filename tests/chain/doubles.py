@@ -22,10 +22,14 @@ from riverrun.base.fakes import FakeModel, Reply
 from riverrun.base.progress import Progress
 from riverrun.base.protocols import Completion, Request, Score
 from riverrun.base.types import Message, ToolCall
+from riverrun.chain.planning import Rows
 from riverrun.chain.stage import Parts
 
 PARTS = Parts(
-    model="tests.chain.doubles:model", finetune="tests.chain.doubles:finetune", quantize="tests.chain.doubles:quantize"
+    model="tests.chain.doubles:model",
+    finetune="tests.chain.doubles:finetune",
+    quantize="tests.chain.doubles:quantize",
+    count_rows="tests.chain.doubles:count_rows",
 )
 RIGHT = ("two dollars", "thirty days", "three working days")
 STEPS = 6
@@ -81,6 +85,11 @@ class RuleModel(FakeModel):
 
     def close(self) -> None:
         self.closed = True
+
+
+def count_rows(model: Path, rows: Path, spec: Any) -> Rows:
+    hold("count")
+    return Rows(rows.read_text().count("\n"), 6000, 900, 150, 6, exact=True)
 
 
 def model(path: Path, *, adapter: Path | None = None, name: str = "", threads: int = 0) -> RuleModel:

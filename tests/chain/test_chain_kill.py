@@ -30,6 +30,7 @@ ROOT = Path(__file__).parents[2]
 HELD = {
     "select": "generate",
     "data": "database",
+    "plan": "count",
     "finetune": "finetune",
     "evaluate": "score",
     "quantize": "quantize",

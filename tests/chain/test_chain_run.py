@@ -121,7 +121,9 @@ def test_bars_of_gates_cost_no_new_work(recipe: Path, copied: Path) -> None:
     failed = [gate for gate in stopped["gates"] if not gate["passed"]]
     assert [gate["name"] for gate in failed] == ["success", "choice_perf"]
     assert "quantize" not in stopped["stages"]
-    lowered = again(recipe, copied, "finetune.method=none", "gates.success=0.1", "gates.choice_perf=null", until="evaluate")
+    lowered = again(
+        recipe, copied, "finetune.method=none", "gates.success=0.1", "gates.choice_perf=null", until="evaluate"
+    )
     assert skipped(lowered) == list(STAGES[: STAGES.index("evaluate") + 1])
 
 

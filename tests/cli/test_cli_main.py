@@ -45,7 +45,7 @@ def test_help_imports_nothing_heavy() -> None:
         (("run", "recipes/bookshop", "--progress", "line"), "no such form. Did you mean 'lines'"),
         (("chat",), "give either a run folder or model, or --url"),
         (("chat", "./nothing.gguf"), "nothing.gguf does not exist"),
-        (("serve", "./nothing.gguf", "--host", "0.0.0.0"), "give at least one --api-key"),  # noqa: S104
+        (("serve", "./nothing.gguf", "--host", "0.0.0.0"), "give at least one --api-key"),
         (("report", "runs/none"), "does not exist: finish the run first"),
         (("hub", "info", "smollm"), "smollm2-135m-instruct"),
     ],
@@ -65,7 +65,7 @@ def test_a_port_in_use_is_refused_before_a_model_is_loaded() -> None:
         port = str(taken.getsockname()[1])
         done = riverrun("serve", "smollm2-135m-instruct", "--port", port)
     assert done.returncode == 2
-    assert f"port {port} on 127.0.0.1 cannot be used" in done.stderr
+    assert f"port {port} on 127.0.0.1 is in use: choose another with --port" in done.stderr
     assert done.stderr.count("\n") == 1
 
 

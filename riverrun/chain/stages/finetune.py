@@ -9,8 +9,8 @@ from riverrun.base.artifacts import digest_json, write_json
 from riverrun.base.progress import Progress
 from riverrun.chain.candidates import base_model, model_digest
 from riverrun.chain.measure import write_lines
+from riverrun.chain.planning import trainer_settings
 from riverrun.chain.stage import Context, StageResult, read_json
-from riverrun.train.config import FinetuneConfig
 
 __all__ = ["Finetune", "tuned_model"]
 
@@ -30,23 +30,24 @@ class Finetune:
 
     def inputs(self, ctx: Context) -> dict[str, str]:
         plan = read_json(ctx.folder("plan") / "plan.json")
-        return model_digest(ctx) | ctx.upstream("data", "train.jsonl") | {"plan chosen": digest_json(plan["chosen"])}
+        taken = {"plan/chosen": digest_json([plan["chosen"], plan["micro_tokens"]])}
+        return model_digest(ctx) | ctx.upstream("data", "train.jsonl") | taken
 
     def config(self, ctx: Context) -> dict[str, Any]:
         return ctx.spec.finetune.model_dump(mode="json", exclude={"method"})
 
     def run(self, ctx: Context, folder: Path, progress: Progress) -> StageResult:
-        method = read_json(ctx.folder("plan") / "plan.json")["chosen"]
+        plan = read_json(ctx.folder("plan") / "plan.json")
+        method = plan["chosen"]
         write_json(folder / "method.json", {"method": method})
         if method == "none":
             write_lines(folder / "loss.jsonl", [])
             return StageResult(counts={"method": method})
-        values = ctx.spec.finetune.model_dump(exclude={"method"}) | {"seed": ctx.spec.finetune.seed or ctx.spec.seed}
         result = ctx.parts.load("finetune")(
             base_model(ctx),
             ctx.folder("data") / "train.jsonl",
             folder,
-            FinetuneConfig(**values),
+            trainer_settings(ctx.spec, plan["micro_tokens"]),
             work=folder / ".work" / "train",
             progress=progress,
         )

@@ -1,0 +1,74 @@
+"""plan: memory and time of full fine-tuning, LoRA and none, and which one is taken.
+
+plan.json holds what does not change from run to run; measured rates, seconds and the free memory go into the counts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, ClassVar
+
+from riverrun.base.artifacts import write_json
+from riverrun.base.progress import Progress
+from riverrun.chain.candidates import base_model, model_digest
+from riverrun.chain.machine import dtype_name, measure_machine
+from riverrun.chain.planning import make_plan, stage_costs
+from riverrun.chain.stage import Context, StageResult, read_json
+
+__all__ = ["Plan"]
+
+
+class Plan:
+    name: ClassVar[str] = "plan"
+    code: ClassVar[tuple[str, ...]] = ("base", "plan", "chain/planning.py", "data/packing.py", "data/tokens.py")
+    resumable: ClassVar[bool] = False
+    isolated: ClassVar[bool] = True
+
+    def inputs(self, ctx: Context) -> dict[str, str]:
+        return model_digest(ctx) | ctx.upstream("data", "train.jsonl") | ctx.upstream("select", "candidates.json")
+
+    def config(self, ctx: Context) -> dict[str, Any]:
+        spec = ctx.spec
+        finetune = spec.finetune.model_dump(mode="json")
+        return {"finetune": finetune, "memory_gb": spec.memory_gb, "success": spec.gates.success}
+
+    def run(self, ctx: Context, folder: Path, progress: Progress) -> StageResult:
+        spec, path = ctx.spec, base_model(ctx)
+        shape = ctx.parts.load("load_config")(path)
+        rows = ctx.parts.load("count_rows")(path, ctx.folder("data") / "train.jsonl", spec)
+        hardware = measure_machine(dtype_name(spec.finetune.dtype), spec.memory_gb)
+        plan = make_plan(spec, shape, hardware, rows, _score(ctx))
+        chosen = plan.method()
+        methods = [
+            {"name": m.name, "memory_bytes": m.memory_bytes, "fits": m.fits, "micro_tokens": m.micro_tokens}
+            for m in plan.methods
+        ]
+        write_json(
+            folder / "plan.json",
+            {"chosen": plan.chosen, "micro_tokens": chosen.micro_tokens, "methods": methods, "rows": asdict(rows)},
+        )
+        progress.say(f"  {plan.chosen}: {plan.why}")
+        costs = stage_costs(ctx, shape, hardware, rows, plan)
+        scores: dict[str, Any] = {"plan.chosen": plan.chosen}
+        for method in plan.methods:
+            scores[f"plan.predicted.{method.name}.memory_bytes"] = method.memory_bytes
+            scores[f"plan.predicted.{method.name}.seconds"] = round(method.seconds, 1)
+        counts = {
+            "why": plan.why,
+            "available_bytes": plan.available_bytes,
+            "reasons": {method.name: method.reason for method in plan.methods},
+            "items": list(chosen.items),
+            "rates": dict(hardware.rates),
+            "stages": {cost.stage: [cost.memory_bytes, round(cost.seconds, 1)] for cost in costs},
+        }
+        return StageResult(counts=counts, scores=scores)
+
+
+def _score(ctx: Context) -> float | None:
+    """What the untuned model scores at least: the lower end of its interval, since the development share is small."""
+    name = read_json(ctx.folder("select") / "model.json")["name"]
+    for row in read_json(ctx.folder("select") / "candidates.json"):
+        if row["name"] == name and row["dev_score"] is not None:
+            return float(row["dev_score"]["low"])
+    return None

@@ -164,10 +164,10 @@ FIRST = """Abigail; Adrian; Alma; Andrei; Anneke; Arlo; Astor; Bella; Bertram; B
     Yasmin"""
 
 LAST = """Abernathy; Ainsley; Barlow; Beckett; Birch; Bramble; Burnett; Cable; Chandler; Coombe; Copley; Crane; Dalby;
-    Denholm; Drummond; Eastwood; Eccles; Fenton; Forsyth; Galloway; Garland; Goodwin; Hadley; Harker; Hobbs; Hurst;
-    Ingram; Jessop; Kemble; Kirkby; Langley; Lister; Lomax; Marlow; Merrick; Milburn; Nesbit; Norcott; Oldham; Padgett; Pascoe;
-    Penrose; Quilter; Radley; Rowntree; Sandford; Seaton; Sherwin; Tolland; Tranter; Upton; Varley; Wadham; Wexford;
-    Whitby; Winslow; Wyatt; Yardley; Zeller"""
+    Denholm; Drummond; Eastwood; Eccles; Fenton; Forsyth; Galloway; Garland; Goodwin; Hadley; Harker; Hobbs;
+    Hurst; Ingram; Jessop; Kemble; Kirkby; Langley; Lister; Lomax; Marlow; Merrick; Milburn; Nesbit; Norcott;
+    Oldham; Padgett; Pascoe; Penrose; Quilter; Radley; Rowntree; Sandford; Seaton; Sherwin; Tolland; Tranter;
+    Upton; Varley; Wadham; Wexford; Whitby; Winslow; Wyatt; Yardley; Zeller"""
 
 CARRIERS = [("Northwind Post", 38), ("Swift Parcel", 24), ("Gull Express", 15), ("Anchor Freight", 9),
             ("Pedal Couriers", 7), ("Redbridge Mail", 5), ("Island Link", 2)]

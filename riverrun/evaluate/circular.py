@@ -16,7 +16,7 @@ from typing import Any
 
 from riverrun.base.errors import InputError
 
-__all__ = ["Metrics", "Outcome", "Variant", "letters", "measure", "permutations", "rotations"]
+__all__ = ["Metrics", "Outcome", "Variant", "by_question", "letters", "measure", "permutations", "rotations"]
 
 _MOST_OPTIONS = 26
 _MOST_PERMUTED = 6  # 720 orders

@@ -19,7 +19,18 @@ from riverrun.base.protocols import Completion, LanguageModel, Request
 from riverrun.base.types import Message, SamplingParams, ToolCall, ToolResult, ToolSpec
 from riverrun.evaluate.statistics import Rate
 
-__all__ = ["Conduct", "Query", "SafetyPrompt", "SafetyRecord", "Worse", "compare", "run", "run_system", "score"]
+__all__ = [
+    "Conduct",
+    "Query",
+    "SafetyPrompt",
+    "SafetyRecord",
+    "Worse",
+    "compare",
+    "judge",
+    "run",
+    "run_system",
+    "score",
+]
 
 MAX_SEVERITY = 2
 

@@ -52,6 +52,11 @@ class ChatTemplate:
         turns = [(m.role, _neutral(m.require_text(model), tokenizer)) for m in messages]
         return [token for token, _ in self._pieces(tokenizer, self._run(turns, True))]
 
+    def encode_answer(self, tokenizer: Tokenizer, messages: Sequence[Message], answer: str, *, model: str) -> list[int]:
+        """Ids of the prompt with the beginning of the assistant's answer, tokenised as one text."""
+        turns = [(m.role, _neutral(m.require_text(model), tokenizer)) for m in messages]
+        return [token for token, _ in self._pieces(tokenizer, self._run(turns, True) + _neutral(answer, tokenizer))]
+
     def encode_with_labels(self, tokenizer: Tokenizer, messages: Sequence[Message]) -> tuple[list[int], list[bool]]:
         """Ids of a whole conversation, and for each whether it is to be learned.
 

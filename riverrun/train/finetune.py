@@ -11,13 +11,10 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
-from pydantic import Field
 
 from riverrun.base.artifacts import digest_file, digest_json, write_text
-from riverrun.base.config import Config
 from riverrun.base.errors import InputError
 from riverrun.base.progress import Progress
 from riverrun.base.types import Message, ToolSpec
@@ -25,33 +22,13 @@ from riverrun.data.packing import Pack
 from riverrun.data.tokens import EncodedRows, encode_rows
 from riverrun.models.io.adapter import add_adapters, save_adapter
 from riverrun.models.load import Checkpoint, load_checkpoint, load_model
+from riverrun.train.config import FinetuneConfig
 from riverrun.train.loop import LoopConfig, LoopResult, peak_bytes, train
 from riverrun.train.objectives import supervised
 from riverrun.train.sampler import PackSampler
 from riverrun.wire.codec import get_codec
 
 __all__ = ["FinetuneConfig", "FinetuneResult", "compute_dtype", "finetune", "read_rows"]
-
-
-class FinetuneConfig(Config):
-    """Settings of a LoRA fine-tune. Batches are counted in tokens; accumulation is derived."""
-
-    rank: int = Field(16, ge=1, le=1024, description="rank of the update")
-    alpha: float = Field(32.0, gt=0, description="scale of the update is alpha / rank")
-    learning_rate: float = Field(1e-3, gt=0, description="peak learning rate of AdamW")
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
-    warmup: float = Field(0.03, ge=0, le=0.5, description="share of the steps in which the rate rises")
-    epochs: int = Field(2, ge=1)
-    micro_tokens: int = Field(2048, ge=64, description="tokens computed at once; the memory knob")
-    global_tokens: int = Field(2048, ge=64, description="tokens of one optimizer step, rounded up to whole packs")
-    max_tokens: int = Field(1024, ge=16, description="longer rows are dropped and counted")
-    clip_norm: float = Field(1.0, gt=0)
-    weight_decay: float = Field(0.0, ge=0)
-    save_every: int = Field(20, ge=1, description="optimizer steps between checkpoints")
-    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
-    share_prefix: bool = Field(True, description="compute a beginning that many rows share once per pack")
-    codec: str = Field("hermes", description="tool-call format of the rows")
-    seed: int = 0
 
 
 @dataclass(frozen=True, slots=True)

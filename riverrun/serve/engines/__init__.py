@@ -1,0 +1,1 @@
+"""Engines turn tokens into logits. They know no template, no tool, no session."""

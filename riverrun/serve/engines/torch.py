@@ -1,0 +1,81 @@
+"""The torch engine: the reference of every other one. CPU here; one contiguous KV slot per sequence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from riverrun.models.attention import PackedCausal
+from riverrun.models.cache import SlotAttend, SlotCache
+from riverrun.models.load import Checkpoint, load_model
+from riverrun.serve.engine import Branch
+
+__all__ = ["TorchEngine", "default_dtype"]
+
+# Log-probabilities are taken for so many rows at once: rows * vocabulary * 4 bytes.
+_ROWS = 128
+
+
+def default_dtype() -> torch.dtype:
+    """bfloat16 where the processor multiplies it (AVX512-BF16, AMX), else float32."""
+    return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
+
+
+class TorchEngine:
+    """Implements `serve.engine.Engine` on `models.transformer.CausalLM`."""
+
+    def __init__(self, opened: Checkpoint, *, slots: int, context: int, dtype: torch.dtype | None = None) -> None:
+        self.dtype = dtype or default_dtype()
+        self.model = load_model(opened, self.dtype)
+        self.cache = SlotCache(opened.config, slots, context, self.dtype)
+        self.slots, self.context = slots, context
+
+    @classmethod
+    def open(cls, opened: Checkpoint, *, slots: int, context: int, threads: int, dtype: str) -> TorchEngine:
+        """As the constructor, with the names the command line uses; threads 0 keeps torch's choice."""
+        if threads:
+            torch.set_num_threads(threads)
+        kinds = {"auto": None, "bfloat16": torch.bfloat16, "float32": torch.float32}
+        return cls(opened, slots=slots, context=context, dtype=kinds[dtype])
+
+    def held(self, slot: int) -> int:
+        return self.cache.lengths[slot]
+
+    def copy_prefix(self, source: int, target: int, tokens: int) -> None:
+        with torch.inference_mode():
+            self.cache.copy_prefix(source, target, tokens)
+
+    @torch.inference_mode()
+    def forward(self, slots: Sequence[int], new: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+        attend = SlotAttend(self.cache, slots, [len(ids) for ids in new])
+        hidden = self.model(torch.tensor([i for ids in new for i in ids]), attend.positions, attend)
+        attend.commit()
+        logits: NDArray[np.float32] = self.model.logits(hidden[attend.last_rows()]).float().numpy()
+        return logits
+
+    @torch.inference_mode()
+    def branch(self, slot: int, last: int, branches: Sequence[Sequence[int]]) -> list[Branch]:
+        ids = [[last, *branch] for branch in branches]
+        past = partial(self.cache.past, slot)
+        attend = PackedCausal(self.held(slot), [len(row) for row in ids], dtype=self.dtype, past=past)
+        hidden = self.model(torch.tensor([i for row in ids for i in row]), attend.positions, attend)
+        out, start = [], 0
+        for branch, row in zip(branches, ids, strict=True):
+            chosen, greedy = self._judge(hidden[start : start + len(branch)], torch.tensor(list(branch)))
+            out.append(Branch(chosen.numpy(), greedy.numpy()))
+            start += len(row)
+        return out
+
+    def _judge(self, hidden: torch.Tensor, wanted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(log-probability, greedy) of `wanted` [n] after `hidden` [n, E]."""
+        logprobs, greedy = [], []
+        for start in range(0, len(wanted), _ROWS):
+            logits, targets = self.model.logits(hidden[start : start + _ROWS]).float(), wanted[start : start + _ROWS]
+            picked = logits.gather(1, targets[:, None]).squeeze(1)
+            logprobs.append(picked - logits.logsumexp(dim=1))
+            greedy.append(logits.argmax(dim=1) == targets)
+        return torch.cat(logprobs), torch.cat(greedy)

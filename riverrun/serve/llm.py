@@ -1,0 +1,392 @@
+"""LLM: a checkpoint as a LanguageModel. One thread owns the engine; any number of threads may ask.
+
+Continuous batching: every turn of the loop admits waiting prompts into free slots (sharing the longest beginning that
+any slot holds), computes their prompts, and decodes one token for every running sequence. Guided decoding
+(`SamplingParams.guide`) is refused by name.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from collections.abc import Sequence as Seq
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from riverrun.base.errors import CapacityError, InputError, RiverrunError, UnsupportedError
+from riverrun.base.optional import require
+from riverrun.base.protocols import Completion, Delta, ModelInfo, Request, Score
+from riverrun.base.types import FinishReason, Message, Text, ToolCall, Usage
+from riverrun.models.load import load_checkpoint
+from riverrun.serve.engine import Engine
+from riverrun.serve.request import Sequence
+from riverrun.serve.sampler import choose, generator
+from riverrun.serve.slots import SlotTable, common_prefix
+from riverrun.serve.stream import TextStream
+from riverrun.wire.codec import Parsed, get_codec
+
+__all__ = ["LLM"]
+
+# Prompt tokens computed in one turn of the loop: bounds how long running sequences wait.
+PREFILL_TOKENS = 1024
+# A prompt waits a turn when one admitted in this turn will give it so many more tokens than any slot has.
+WORTH_WAITING = 32
+
+
+class LLM:
+    """`with LLM(path) as model: model.generate([...])`. Text only."""
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        adapter: Path | None = None,
+        name: str = "",
+        threads: int = 0,
+        slots: int = 32,
+        context: int = 0,
+        dtype: Literal["auto", "bfloat16", "float32"] = "auto",
+        codec: str = "hermes",
+        engine: Engine | None = None,
+    ) -> None:
+        """`context` 0 takes the model's own length, at most 4096 tokens a slot; `engine` replaces the torch engine."""
+        self._opened = load_checkpoint(Path(path), adapter=adapter)
+        self._tokenizer, self._template, self._codec = self._opened.tokenizer, self._opened.template, get_codec(codec)
+        longest = self._opened.config.max_position_embeddings
+        if context > longest:
+            raise CapacityError(f"context {context} is more than the model's {longest}: choose at most {longest}")
+        self._context = context or min(longest, 4096)
+        digest = self._opened.digest()
+        self._info = ModelInfo(name or Path(path).stem, digest, self._context, self._template.sha256)
+        if engine is None:
+            require("torch", extra="serve")
+            from riverrun.serve.engines.torch import TorchEngine
+
+            engine = TorchEngine.open(self._opened, slots=slots, context=self._context, threads=threads, dtype=dtype)
+        self._engine = engine
+        self._table = SlotTable(engine.slots)
+        self._waiting: deque[Sequence] = deque()
+        self._running: list[Sequence] = []
+        self._jobs: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
+        self._watch: dict[Sequence, TextStream] = {}
+        self._random: dict[Sequence, np.random.Generator] = {}
+        self._wake = threading.Condition()
+        self._closed = False
+        self._thread = threading.Thread(target=self._loop, name="riverrun-llm", daemon=True)
+        self._thread.start()
+
+    # ---- asking -------------------------------------------------------------------------------------------------
+
+    @property
+    def info(self) -> ModelInfo:
+        return self._info
+
+    def generate(self, requests: Seq[Request]) -> list[Completion]:
+        """Answer all requests; they run together, as many at a time as there are slots."""
+        sequences = [self._sequence(request) for request in requests]
+        self._submit(sequences)
+        out = []
+        for request, sequence in zip(requests, sequences, strict=True):
+            sequence.done.wait()
+            out.append(self._completion(request, sequence))
+        return out
+
+    def stream(self, request: Request) -> Iterator[Delta]:
+        """Answer one request as it is generated; closing the iterator frees its slot within one step."""
+        sequence = self._sequence(request)
+        sequence.news = queue.SimpleQueue()
+        self._submit([sequence])
+        return self._deltas(request, sequence)
+
+    def score(self, prefix: str | Seq[Message], continuations: Seq[str]) -> list[Score]:
+        """Log-probabilities of the continuations; what they share with earlier calls is not computed again."""
+        pairs = [self._split(prefix, continuation) for continuation in continuations]
+        for before, after in pairs:
+            if len(before) + len(after) > self._context:
+                raise CapacityError(
+                    f"prefix ({len(before)}) and continuation ({len(after)}) have {len(before) + len(after)} tokens, "
+                    f"the context is {self._context}: shorten them"
+                )
+        future: Future[list[Score]] = Future()
+        with self._wake:
+            self._require_open()
+            self._jobs.append((lambda: self._score(pairs), future))
+            self._wake.notify()
+        return future.result()
+
+    def close(self) -> None:
+        """End the loop; requests that still run fail with a clear error."""
+        with self._wake:
+            self._closed = True
+            self._wake.notify()
+        self._thread.join()
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # ---- text to tokens and back --------------------------------------------------------------------------------
+
+    def _sequence(self, request: Request) -> Sequence:
+        if request.params.guide:
+            raise UnsupportedError("guided decoding (guide) is not supported by this engine: leave it out")
+        if request.prompt and request.messages:
+            raise InputError("a request has either messages or a prompt, this one has both")
+        if request.prompt:
+            ids = self._tokenizer.encode(request.prompt)
+        elif request.messages:
+            lowered = self._codec.lower(request.messages, request.tools)
+            ids = self._template.encode(self._tokenizer, lowered, model=self._info.name)
+        else:
+            raise InputError("a request needs messages or a prompt, this one has neither")
+        if len(ids) >= self._context:
+            raise CapacityError(
+                f"the prompt has {len(ids)} tokens, the context is {self._context} and one is needed for the answer: "
+                "shorten the conversation"
+            )
+        return Sequence(ids, request.params, self._context, self._stops(request))
+
+    def _stops(self, request: Request) -> tuple[str, ...]:
+        return request.params.stop + (self._codec.stops if request.tools else ())
+
+    def _result(self, sequence: Sequence) -> tuple[FinishReason, Usage]:
+        if sequence.error:
+            raise sequence.error
+        assert sequence.finish_reason is not None
+        usage = Usage(len(sequence.prompt), len(sequence.output), sequence.cached_tokens)
+        return sequence.finish_reason, usage
+
+    def _completion(self, request: Request, sequence: Sequence) -> Completion:
+        reason, usage = self._result(sequence)
+        text = TextStream(self._tokenizer, self._stops(request))
+        raw = "".join(text.push(i) for i in self._shown(sequence)) + text.close()
+        parsed = self._codec.parse(raw, request.tools) if request.tools else Parsed(raw)
+        message = Message("assistant", (Text(parsed.text),) if parsed.text else (), parsed.calls)
+        return Completion(message, "tool_calls" if parsed.calls else reason, usage, raw)
+
+    def _shown(self, sequence: Sequence) -> list[int]:
+        """Generated ids without the end token."""
+        ends = self._tokenizer.eos_id
+        return sequence.output[:-1] if sequence.output[-1:] == [ends] else sequence.output
+
+    def _deltas(self, request: Request, sequence: Sequence) -> Iterator[Delta]:
+        text = TextStream(self._tokenizer, self._stops(request))
+        parser = self._codec.parser(request.tools) if request.tools else None
+        news, called = sequence.news, False
+        assert news is not None
+
+        def deltas(piece: str, *, last: bool) -> Iterator[Delta]:
+            if parser is None:
+                if piece:
+                    yield Delta(text=piece)
+                return
+            for item in parser.feed(piece) + (parser.close() if last else []):
+                if isinstance(item, str) and item:
+                    yield Delta(text=item)
+                elif isinstance(item, ToolCall):
+                    yield Delta(tool_calls=(item,))
+
+        try:
+            while (token := news.get()) is not None:
+                if token != self._tokenizer.eos_id:
+                    for delta in deltas(text.push(token), last=False):
+                        called = called or bool(delta.tool_calls)
+                        yield delta
+            reason, usage = self._result(sequence)
+            for delta in deltas(text.close(), last=True):
+                called = called or bool(delta.tool_calls)
+                yield delta
+            yield Delta(finish_reason="tool_calls" if called else reason, usage=usage)
+        finally:
+            sequence.aborted = True
+
+    def _split(self, prefix: str | Seq[Message], continuation: str) -> tuple[list[int], list[int]]:
+        """(prefix ids, continuation ids) by the rule of `base.protocols`."""
+        if isinstance(prefix, str):
+            bare = prefix.rstrip()
+            continuation = prefix[len(bare) :] + continuation
+            before = self._tokenizer.encode(bare)
+            whole = self._tokenizer.encode(bare + continuation)
+            if not before:
+                start = self._tokenizer.bos_id if self._tokenizer.bos_id is not None else self._tokenizer.eos_id
+                assert start is not None, "a model needs a begin or an end token to score without a prefix"
+                return [start], whole
+        else:
+            messages = self._codec.lower(prefix, ())
+            before = self._template.encode(self._tokenizer, messages, model=self._info.name)
+            whole = self._template.encode_answer(self._tokenizer, messages, continuation, model=self._info.name)
+        if len(whole) <= len(before):
+            raise InputError(f"the continuation {continuation!r} adds no token to its prefix: give a longer one")
+        return whole[: len(before)], whole[len(before) :]
+
+    # ---- the loop -----------------------------------------------------------------------------------------------
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise RiverrunError(f"model '{self._info.name}' was closed: open it again")
+
+    def _submit(self, sequences: Seq[Sequence]) -> None:
+        with self._wake:
+            self._require_open()
+            self._waiting.extend(sequences)
+            self._wake.notify()
+
+    def _loop(self) -> None:
+        while True:
+            with self._wake:
+                while not (self._closed or self._waiting or self._running or self._jobs):
+                    self._wake.wait()
+                if self._closed:
+                    break
+            try:
+                self._run_jobs()
+                self._admit()
+                self._decode()
+            except Exception as error:  # an engine that failed once: everyone who waits is told
+                for sequence in [*self._running]:
+                    self._drop(sequence)
+                    sequence.fail(error)
+        gone = RiverrunError(f"model '{self._info.name}' was closed before the answer was complete")
+        for sequence in [*self._running, *self._waiting]:
+            sequence.fail(gone)
+        for _, future in self._jobs:
+            future.set_exception(gone)
+
+    def _run_jobs(self) -> None:
+        while self._jobs:
+            job, future = self._jobs.popleft()
+            try:
+                future.set_result(job())
+            except Exception as error:
+                future.set_exception(error)
+
+    def _admit(self) -> None:
+        """Give waiting sequences a slot and compute their prompts, up to PREFILL_TOKENS of them."""
+        admitted: list[Sequence] = []
+        budget = PREFILL_TOKENS
+        with self._wake:
+            waiting = [self._waiting.popleft() for _ in range(len(self._waiting))]
+        later: list[Sequence] = []
+        for sequence in waiting:
+            if sequence.aborted:
+                sequence.finish("abort")
+                continue
+            source, shared = self._table.best_prefix(sequence.prompt)
+            coming = max((common_prefix(other.prompt, sequence.prompt) for other in admitted), default=0)
+            if (
+                not self._table.free
+                or (admitted and budget < len(sequence.prompt) - shared)
+                or coming >= shared + WORTH_WAITING
+            ):
+                later.append(sequence)
+            else:
+                budget -= len(sequence.prompt) - shared
+                self._place(sequence, source, shared)
+                admitted.append(sequence)
+        with self._wake:
+            self._waiting.extendleft(reversed(later))
+        if admitted:
+            self._prefill(admitted)
+
+    def _place(self, sequence: Sequence, source: int, shared: int) -> None:
+        sequence.slot = self._table.take(source, shared)
+        self._engine.copy_prefix(source, sequence.slot, shared)
+        self._table.tokens[sequence.slot] = sequence.prompt[:shared]
+        sequence.cached_tokens = shared
+        self._running.append(sequence)
+        if sequence.params.temperature:
+            self._random[sequence] = generator(sequence.params)
+
+    def _prefill(self, admitted: Seq[Sequence]) -> None:
+        """Prompts in pieces of PREFILL_TOKENS; the last piece of each gives its first token."""
+        rest = [sequence.prompt[sequence.cached_tokens :] for sequence in admitted]
+        for sequence, new in zip(admitted, rest, strict=True):
+            while len(new) > PREFILL_TOKENS:  # a long prompt alone
+                self._engine.forward([sequence.slot], [new[:PREFILL_TOKENS]])
+                new[:] = new[PREFILL_TOKENS:]
+        logits = self._engine.forward([sequence.slot for sequence in admitted], rest)
+        for sequence, row in zip(admitted, logits, strict=True):
+            self._table.tokens[sequence.slot] = list(sequence.prompt)
+            self._append(sequence, row)
+
+    def _decode(self) -> None:
+        """One token for every running sequence."""
+        for sequence in [sequence for sequence in self._running if sequence.aborted]:
+            self._drop(sequence)
+            sequence.finish("abort")
+        if not self._running:
+            return
+        batch = list(self._running)
+        logits = self._engine.forward(
+            [sequence.slot for sequence in batch], [sequence.output[-1:] for sequence in batch]
+        )
+        for sequence, row in zip(batch, logits, strict=True):
+            self._table.tokens[sequence.slot].append(sequence.output[-1])
+            self._append(sequence, row)
+
+    def _append(self, sequence: Sequence, logits: Any) -> None:
+        """Choose the next token; end the sequence when it is the last."""
+        token = choose(logits, sequence.params, self._random.get(sequence) or _GREEDY)
+        sequence.output.append(token)
+        if sequence.news:
+            sequence.news.put(token)
+        if token == self._tokenizer.eos_id or self._stopped(sequence, token):
+            self._drop(sequence)
+            sequence.finish("stop")
+        elif sequence.is_full:
+            self._drop(sequence)
+            sequence.finish("length")
+
+    def _stopped(self, sequence: Sequence, token: int) -> bool:
+        if not sequence.stops:
+            return False
+        watch = self._watch.setdefault(sequence, TextStream(self._tokenizer, sequence.stops))
+        watch.push(token)
+        return watch.stopped
+
+    def _drop(self, sequence: Sequence) -> None:
+        self._running.remove(sequence)
+        self._table.give_back(sequence.slot)
+        self._watch.pop(sequence, None)
+        self._random.pop(sequence, None)
+
+    def _score(self, pairs: Seq[tuple[list[int], list[int]]]) -> list[Score]:
+        out: list[Score | None] = [None] * len(pairs)
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for index, (before, _) in enumerate(pairs):
+            groups.setdefault(tuple(before), []).append(index)
+        for shared, members in groups.items():
+            slot = self._hold(list(shared[:-1]))
+            branches = self._engine.branch(slot, shared[-1], [pairs[index][1] for index in members])
+            for index, branch in zip(members, branches, strict=True):
+                out[index] = Score(tuple(float(p) for p in branch.logprobs), bool(branch.greedy.all()))
+        return [score for score in out if score is not None]
+
+    def _hold(self, tokens: list[int]) -> int:
+        """A slot that holds exactly these tokens; it stays free, so the next caller may overwrite it."""
+        if not self._table.free:
+            self._wait_for_slot()
+        source, shared = self._table.best_prefix([*tokens, -1])
+        slot = self._table.take(source, shared)
+        self._engine.copy_prefix(source, slot, shared)
+        self._table.tokens[slot] = tokens[:shared]
+        for start in range(shared, len(tokens), PREFILL_TOKENS):
+            self._engine.forward([slot], [tokens[start : start + PREFILL_TOKENS]])
+        self._table.tokens[slot] = list(tokens)
+        self._table.give_back(slot)
+        return slot
+
+    def _wait_for_slot(self) -> None:
+        """Decode until a running sequence gives its slot back."""
+        while not self._table.free:
+            self._decode()
+
+
+_GREEDY = np.random.default_rng(0)  # never drawn from: greedy choices need no randomness

@@ -1,0 +1,32 @@
+"""Settings of a fine-tune. Imports no torch, so that specs and plans can be read anywhere."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from riverrun.base.config import Config
+
+__all__ = ["FinetuneConfig"]
+
+
+class FinetuneConfig(Config):
+    """Settings of a LoRA fine-tune. Batches are counted in tokens; accumulation is derived."""
+
+    rank: int = Field(default=16, ge=1, le=1024, description="rank of the update")
+    alpha: float = Field(default=32.0, gt=0, description="scale of the update is alpha / rank")
+    learning_rate: float = Field(default=1e-3, gt=0, description="peak learning rate of AdamW")
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    warmup: float = Field(default=0.03, ge=0, le=0.5, description="share of the steps in which the rate rises")
+    epochs: int = Field(default=2, ge=1)
+    micro_tokens: int = Field(default=2048, ge=64, description="tokens computed at once; the memory knob")
+    global_tokens: int = Field(default=2048, ge=64, description="tokens of one optimizer step, rounded up to whole packs")
+    max_tokens: int = Field(default=1024, ge=16, description="longer rows are dropped and counted")
+    clip_norm: float = Field(default=1.0, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    save_every: int = Field(default=20, ge=1, description="optimizer steps between checkpoints")
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    share_prefix: bool = Field(default=True, description="compute a beginning that many rows share once per pack")
+    codec: str = Field(default="hermes", description="tool-call format of the rows")
+    seed: int = 0

@@ -89,7 +89,7 @@ def train(
             for pack in micro:
                 loss = objective(pack)
                 (loss / denominator).backward()  # type: ignore[no-untyped-call]
-                summed += float(loss)
+                summed += float(loss.detach())
             norm = float(torch.nn.utils.clip_grad_norm_(list(parameters.values()), config.clip_norm))
             if not (math.isfinite(norm) and math.isfinite(summed)):
                 raise RiverrunError(

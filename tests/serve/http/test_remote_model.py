@@ -159,7 +159,8 @@ def test_an_unreachable_endpoint_is_one_sentence() -> None:
 
 
 @pytest.mark.parametrize(
-    "address", ["", "localhost:8000", "ftp://x/v1", "http://", "http://[", "http://x:port", "http://a b/", "http://x:0"]
+    "address",
+    ["", "localhost:8000", "ftp://x/v1", "http://", "http://[", "http://x:port", "http://x/\x00", "http://x:0"],
 )
 def test_addresses_that_are_none(address: str) -> None:
     with pytest.raises(InputError, match="is not an http address"):

@@ -33,7 +33,7 @@ def describe(ctx: Context, variant: str) -> dict[str, Any]:
         "database": "data/shop.sqlite",
         "documents": "data/kept.jsonl",
         "ids": [name, f"{name}-agent"],
-        "command": f"riverrun serve {ctx.out.name}",
+        "command": f"riverrun serve runs/{name}",
         "host": ctx.spec.deploy.host,
         "port": ctx.spec.deploy.port,
         "spec": ctx.spec.model_dump(mode="json", exclude={"deploy": {"api_keys"}, "memory_gb": True}),

@@ -179,11 +179,14 @@ def _shell_safe(text: str) -> str:
 
 
 def _documents(run: RunFiles) -> Markup:
-    steps = [
-        FunnelStep(step["operator"], step["kept"], step.get("dropped", {}))
-        for step in run.json("data/funnel.json").get("steps", [])
+    flow = run.json("data/funnel.json")
+    steps = [FunnelStep(Both("read", "读入"), flow.get("documents", 0))]
+    steps += [
+        FunnelStep(step["operator"], step["went_out"], step["dropped"])
+        for step in flow.get("steps", [])
+        if step["kind"] != "signal"
     ]
-    chart = funnel(steps, title=Both("Pages kept after each step", "各步骤后保留的页面")) if steps else Markup("")
+    chart = funnel(steps, title=Both("Pages kept after each step", "各步骤后保留的页面"))
     dropped: Rows = [
         [row["id"], row["operator"], row["reason"], row.get("detail", "")] for row in run.lines("data/dropped.jsonl")
     ]
@@ -210,9 +213,8 @@ def _plan(run: RunFiles) -> Markup:
             else badge(Both("does not fit", "不可行"), kind="bad")
         )
         seconds = predicted.get(method["name"], {}).get("seconds")
-        rows.append(
-            [method["name"], _megabytes(method["memory_bytes"]), _seconds(seconds), fits, method.get("reason", "")]
-        )
+        why = run.get(f"stages.plan.counts.reasons.{method['name']}", "")
+        rows.append([method["name"], _megabytes(method["memory_bytes"]), _seconds(seconds), fits, why])
     columns: Heads = [
         Both("Method", "方法"),
         Both("Memory, predicted", "预测内存"),

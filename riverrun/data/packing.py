@@ -19,6 +19,8 @@ from riverrun.data.tokens import TokenRow
 __all__ = ["Pack", "PackStats", "plan_epoch", "shared_prefix"]
 
 MIN_SHARED = 16
+# A branch of so many rows is worth packs of its own.
+MIN_BRANCH = 16
 # Rows of one window are sorted by length before they are cut into packs: equal lengths waste no attention.
 WINDOW_PACKS = 8
 
@@ -103,19 +105,34 @@ def shared_prefix(rows: Sequence[TokenRow]) -> int:
     return count if count >= MIN_SHARED else 0
 
 
-def _groups(rows: Sequence[TokenRow]) -> Iterator[list[TokenRow]]:
-    """Rows by their first MIN_SHARED tokens, in order of first appearance."""
+def _groups(rows: Sequence[TokenRow]) -> Iterator[tuple[list[TokenRow], int]]:
+    """(rows, tokens of the beginning they share): a trie is cut where a branch shares much more than its parent."""
     by_start: dict[tuple[int, ...], list[TokenRow]] = {}
     for row in rows:
         by_start.setdefault(row.ids[:MIN_SHARED], []).append(row)
-    yield from by_start.values()
+    for group in by_start.values():
+        yield from _split(group)
+
+
+def _split(group: list[TokenRow]) -> Iterator[tuple[list[TokenRow], int]]:
+    prefix = shared_prefix(group)
+    branches: dict[int, list[TokenRow]] = {}
+    for row in group:
+        branches.setdefault(row.ids[prefix], []).append(row)
+    rest: list[TokenRow] = []
+    for branch in branches.values():
+        if prefix and len(branch) >= MIN_BRANCH and shared_prefix(branch) >= prefix + MIN_SHARED:
+            yield from _split(branch)
+        else:
+            rest += branch
+    if rest:
+        yield rest, prefix if len(rest) > 1 else 0
 
 
 def plan_epoch(rows: Sequence[TokenRow], *, micro_tokens: int, seed: int, epoch: int, share: bool = True) -> list[Pack]:
     """All packs of one epoch: every row exactly once, no pack above `micro_tokens` computed tokens."""
     packs: list[Pack] = []
-    for group in _groups(rows) if share else [list(rows)]:
-        prefix = shared_prefix(group) if share else 0
+    for group, prefix in _groups(rows) if share else [(list(rows), 0)]:
         order = list(group)
         random.Random(f"{seed}/{epoch}/{len(packs)}").shuffle(order)
         window = max(1, WINDOW_PACKS * micro_tokens // max(1, sum(len(r.ids) - prefix for r in order) // len(order)))
@@ -132,7 +149,8 @@ def _cut(rows: Sequence[TokenRow], prefix: int, micro_tokens: int) -> Iterator[P
         own = len(row.ids) - prefix
         if prefix + own > micro_tokens:
             raise CapacityError(
-                f"row '{row.id}' has {len(row.ids)} tokens, a pack holds {micro_tokens}: raise micro_tokens or drop the row"
+                f"row '{row.id}' has {len(row.ids)} tokens, a pack holds {micro_tokens}: "
+                "raise micro_tokens or drop the row"
             )
         if taken and used + own > micro_tokens:
             yield Pack(tuple(taken), prefix)

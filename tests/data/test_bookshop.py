@@ -50,7 +50,9 @@ def test_the_site_is_cleaned_as_its_author_expects(cleaned: tuple[dict[str, Docu
     expected = yaml.safe_load((RECIPE / "site_expected.yaml").read_text(encoding="utf-8"))
     assert dropped == expected["drop"]
     assert sorted(kept) == sorted(expected["keep"])
-    masked = {name: sorted(document.metadata["masked"]) for name, document in kept.items() if "masked" in document.metadata}
+    masked = {
+        name: sorted(document.metadata["masked"]) for name, document in kept.items() if "masked" in document.metadata
+    }
     assert masked == {name: sorted(kinds) for name, kinds in expected["mask"].items()}
     assert not any(find_personal(document.text) for document in kept.values())
 

@@ -152,8 +152,13 @@ def test_database_is_large_and_its_references_hold(maker, tmp_path, seed):
     assert one("SELECT COUNT(DISTINCT author) FROM books") >= 95
     assert one("SELECT MAX(n) FROM (SELECT COUNT(*) AS n FROM order_lines GROUP BY order_id)") <= 4
     assert one("SELECT COUNT(*) FROM orders WHERE id NOT IN (SELECT order_id FROM order_lines)") == 0
-    assert one("SELECT COUNT(*) FROM returns WHERE NOT EXISTS (SELECT 1 FROM order_lines WHERE "
-               "order_lines.order_id = returns.order_id AND order_lines.book_id = returns.book_id)") == 0
+    assert (
+        one(
+            "SELECT COUNT(*) FROM returns WHERE NOT EXISTS (SELECT 1 FROM order_lines WHERE "
+            "order_lines.order_id = returns.order_id AND order_lines.book_id = returns.book_id)"
+        )
+        == 0
+    )
     assert one("SELECT COUNT(*) FROM shipments WHERE delivered < shipped") == 0
     # "the cheapest", "the newest", "the first" have one answer each
     assert one("SELECT COUNT(*) FROM (SELECT 1 FROM books GROUP BY genre, price HAVING COUNT(*) > 1)") == 0
@@ -329,9 +334,14 @@ def test_pages_name_books_of_the_catalogue(expected, database):
 
 
 def test_personal_data_stands_only_where_it_is_expected(expected):
-    marks = {"email": r"[\w.]+@[\w.]+\.\w+", "phone": r"(?<![\d-])(?:\+44|0\d{3,4}|\(0)[\d ()-]{6,}\d",
-             "card": r"\b(?:\d{4} ){3}\d{4}\b", "iban": r"\b[A-Z]{2}\d\d [A-Z]{4}", "ip": r"\b\d+\.\d+\.\d+\.\d+\b",
-             "address": r"\b\d+ (?:\w+ ){1,2}(?:Street|Road)\b"}
+    marks = {
+        "email": r"[\w.]+@[\w.]+\.\w+",
+        "phone": r"(?<![\d-])(?:\+44|0\d{3,4}|\(0)[\d ()-]{6,}\d",
+        "card": r"\b(?:\d{4} ){3}\d{4}\b",
+        "iban": r"\b[A-Z]{2}\d\d [A-Z]{4}",
+        "ip": r"\b\d+\.\d+\.\d+\.\d+\b",
+        "address": r"\b\d+ (?:\w+ ){1,2}(?:Street|Road)\b",
+    }
     for name in expected["keep"]:
         text = page_text(name)
         found = {kind for kind, mark in marks.items() if re.search(mark, text)}
@@ -341,8 +351,12 @@ def test_personal_data_stands_only_where_it_is_expected(expected):
 
 
 def test_planted_card_passes_luhn(expected):
-    cards = [re.sub(r"\D", "", card) for name, kinds in expected["mask"].items() if "card" in kinds
-             for card in re.findall(r"\b(?:\d{4} ){3}\d{4}\b", page_text(name))]
+    cards = [
+        re.sub(r"\D", "", card)
+        for name, kinds in expected["mask"].items()
+        if "card" in kinds
+        for card in re.findall(r"\b(?:\d{4} ){3}\d{4}\b", page_text(name))
+    ]
     assert cards
     for card in cards:
         digits = [int(d) for d in reversed(card)]
@@ -351,15 +365,16 @@ def test_planted_card_passes_luhn(expected):
 
 def shingles(text, size=3):
     tokens = re.findall(r"\w+", text.lower())
-    return {tuple(tokens[i:i + size]) for i in range(len(tokens) - size + 1)}
+    return {tuple(tokens[i : i + size]) for i in range(len(tokens) - size + 1)}
 
 
 def test_copies_are_close_and_other_pages_are_not(expected):
     kept = {name: shingles(page_text(name)) for name in expected["keep"]}
 
     def nearest(name, of):
-        return max((len(of & other) / len(of | other), kept_name) for kept_name, other in kept.items()
-                   if kept_name != name)
+        return max(
+            (len(of & other) / len(of | other), kept_name) for kept_name, other in kept.items() if kept_name != name
+        )
 
     for name, reason in expected["drop"].items():
         if reason in ("duplicate", "near_duplicate"):

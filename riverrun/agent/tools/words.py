@@ -9,7 +9,7 @@ __all__ = ["sentences", "stem", "words"]
 
 _TOKEN = re.compile(r"[\u3400-\u9fff\uf900-\ufaff\u3040-\u30ff]+|[^\W_]+(?:['’][^\W_]+)*")
 _CJK = re.compile(r"[\u3040-\u9fff\uf900-\ufaff]")
-_SENTENCE = re.compile(r"(?<=[.!?])[\"'”’)]*\s+|(?<=[。！？])|\n+")
+_SENTENCE_END = re.compile(r"([.!?][\"'”’)]*)\s+|(?<=[。！？])")
 _STOP_WORDS = """
 a about am an and are as at be been but by can could did do does for from get had has have how i if in is it its
 me my of on or our please shall she should so some tell than that the their them there these they this those to
@@ -57,4 +57,5 @@ def stem(word: str) -> str:
 
 def sentences(text: str) -> list[str]:
     """Sentences and lines, without the blanks between them."""
-    return [part.strip() for part in _SENTENCE.split(text) if part.strip()]
+    lines = _SENTENCE_END.sub(lambda found: (found[1] or "") + "\n", text).split("\n")
+    return [line.strip() for line in lines if line.strip()]

@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from riverrun.base.artifacts import write_json
-from riverrun.base.errors import CapacityError, InputError
+from riverrun.base.errors import InputError
 from riverrun.base.progress import Progress
 from riverrun.base.types import SamplingParams
 from riverrun.chain.assistant import make_assistant
 from riverrun.chain.candidates import Candidate, find_candidate
-from riverrun.chain.machine import dtype_name, measure_machine
-from riverrun.chain.planning import estimate_rows, make_plan
+from riverrun.chain.machine import available_memory, dtype_name
 from riverrun.chain.stage import Context, StageResult
 from riverrun.chain.stages.data import make_database
 from riverrun.data.conversations import Question, build_questions, load_intents
@@ -21,6 +20,7 @@ from riverrun.data.journal import read_documents
 from riverrun.data.pipeline import clean_folder
 from riverrun.evaluate import tooltasks
 from riverrun.evaluate.tooltasks import ToolQuestion
+from riverrun.plan.memory import inference_memory
 
 __all__ = ["Select"]
 
@@ -34,7 +34,6 @@ class Select:
         "serve",
         "plan",
         "chain/candidates.py",
-        "chain/planning.py",
         "chain/assistant.py",
     )
     resumable: ClassVar[bool] = False
@@ -49,23 +48,10 @@ class Select:
         return found
 
     def config(self, ctx: Context) -> dict[str, Any]:
-        keys = {
-            "candidates",
-            "licences",
-            "memory_gb",
-            "select",
-            "system",
-            "finetune",
-            "search",
-            "database",
-            "documents",
-        }
-        gates, evaluate = ctx.spec.gates, ctx.spec.evaluate
-        return ctx.spec.model_dump(mode="json", include=keys) | {
-            "success": gates.success,
-            "max_tokens": evaluate.max_tokens,
-            "dev_per_intent": ctx.spec.data.dev_per_intent,
-        }
+        spec = ctx.spec
+        keys = {"candidates", "licences", "memory_gb", "select", "system", "search", "database", "documents"}
+        shared = {"max_tokens": spec.evaluate.max_tokens, "dev_per_intent": spec.data.dev_per_intent}
+        return spec.model_dump(mode="json", include=keys) | shared
 
     def run(self, ctx: Context, folder: Path, progress: Progress) -> StageResult:
         rows, accepted, refused = [], [], []
@@ -108,13 +94,16 @@ def _judge(ctx: Context, candidate: Candidate, progress: Progress) -> tuple[dict
         return row, row["reason"]
     try:
         shape = ctx.parts.load("load_config")(candidate.fetch(progress))
-        hardware = measure_machine(dtype_name(spec.finetune.dtype), spec.memory_gb)
-        plan = make_plan(spec, shape, hardware, estimate_rows(ctx), None)
     except InputError as error:
-        # The sentence may hold paths and free memory of this machine; the output keeps its kind only.
-        row["reason"] = "too large for this memory" if isinstance(error, CapacityError) else "cannot be read"
-        return row, str(error)
-    return row | {"accepted": True, "memory_bytes": plan.method("none").memory_bytes}, ""
+        # The sentence may hold a path of this machine: the output keeps its kind only.
+        return row | {"reason": "cannot be read"}, str(error)
+    dtype = dtype_name(spec.finetune.dtype)
+    needed = inference_memory(shape, weights=dtype, cache_dtype=dtype).total
+    free = available_memory(spec.memory_gb)
+    if needed > free:
+        sentence = f"the model alone needs {needed / 1e9:.2f} GB and {free / 1e9:.2f} GB are available"
+        return row | {"reason": "too large for this memory"}, sentence
+    return row | {"accepted": True, "memory_bytes": needed}, ""
 
 
 def _score(ctx: Context, accepted: Sequence[tuple[Candidate, dict[str, Any]]], work: Path, progress: Progress) -> int:

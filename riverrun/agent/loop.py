@@ -1,0 +1,167 @@
+"""The agent: a model and tools in one event-sourced loop, itself a language model.
+
+Each request is a run, a fold over events (see state, run): `generate` moves many runs in lock-step so that the model
+gets full batches, `stream` moves one. Errors (of a tool, of a call that cannot be read, of a tool that does not exist)
+go back to the model as tool results. With a journal each event is on disk before the next step: `resume` continues a
+run after a crash, and a call that was under way is repeated only if its tool declares that it merely reads. The calls
+of one turn run one after the other in the caller's thread; a call that hangs is not interrupted: tools bound their own
+time.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+
+from riverrun.agent.budget import Budget
+from riverrun.agent.guard import Guard
+from riverrun.agent.journal import Journal
+from riverrun.agent.run import Run, Setup
+from riverrun.agent.state import Event, State, params_to_json
+from riverrun.agent.tool import Tool
+from riverrun.base.artifacts import digest_json
+from riverrun.base.errors import InputError, RiverrunError, UnsupportedError, nearest
+from riverrun.base.protocols import Completion, Delta, LanguageModel, ModelInfo, Request, Score
+from riverrun.base.types import Message
+from riverrun.wire.codec import get_codec
+
+__all__ = ["Agent"]
+
+
+class Agent:
+    """model: any LanguageModel. tools: with different names. system: put before a request's own system text.
+
+    A request's params go to the model at every turn, its stop strings included; `tools`, `prompt` and `guide` are
+    refused by name. codec: the form in which calls are looked for in the model's text, besides those it reports.
+    clock: seconds, for tests. The answer is the text of all turns, without calls; `Completion.steps` are the calls.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        tools: Sequence[Tool],
+        *,
+        system: str = "",
+        budget: Budget | None = None,
+        name: str = "agent",
+        guards: Sequence[Guard] = (),
+        journal: Journal | None = None,
+        codec: str = "hermes",
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        names = [tool.spec.name for tool in tools]
+        if len(set(names)) < len(names):
+            raise InputError(f"agent '{name}': two tools are named '{max(names, key=names.count)}', rename one")
+        self.system, self.journal = system, journal
+        by_name = dict(zip(names, tools, strict=True))
+        self._setup = Setup(model, by_name, budget or Budget(), tuple(guards), get_codec(codec), self._write, clock)
+        below, limits = model.info, self._setup.budget
+        specs = [spec.to_openai() for spec in self._setup.specs]
+        identity = [below.digest, system, specs, limits.steps, limits.seconds, limits.tool_calls, codec]
+        self._info = ModelInfo(
+            name, digest_json(identity), below.context_length, below.template_sha256, below.modalities
+        )
+
+    @property
+    def info(self) -> ModelInfo:
+        return self._info
+
+    def generate(self, requests: Sequence[Request]) -> list[Completion]:
+        """Answer all requests; what the model is asked at one time goes to it as one batch."""
+        runs = [self._begin(request) for request in requests]
+        self._drive(runs)
+        return [run.completion() for run in runs]
+
+    def stream(self, request: Request) -> Iterator[Delta]:
+        """Steps as they are done, text as it is written; the texts joined are the answer `generate` gives."""
+        run = self._begin(request)
+        try:
+            yield from run.stream()
+        finally:
+            if not run.state.finished:
+                run.record("finished", reason="aborted", text="", finish_reason="abort")
+
+    def score(self, prefix: str | Sequence[Message], continuations: Sequence[str]) -> list[Score]:
+        """The model's own scores; tools and the agent's system text play no part."""
+        return self._setup.model.score(prefix, continuations)
+
+    def unfinished(self) -> list[str]:
+        """Runs in the journal that have not come to an end."""
+        return [run for run, state in self._states().items() if not state.finished]
+
+    def resume(self, run: str) -> Completion:
+        """Continue a run of the journal where it stands; a finished one gives its answer again."""
+        states = self._states()
+        if run not in states:
+            raise InputError(f"the journal has no run '{run}'.{nearest(run, states)}")
+        if states[run].agent != self._info.digest:
+            raise InputError(f"run '{run}' was begun by an agent with another model, tools, system text or budget")
+        resumed = Run(self._setup, states[run])
+        self._drive([resumed])
+        return resumed.completion()
+
+    def _states(self) -> dict[str, State]:
+        if self.journal is None:
+            raise InputError(f"agent '{self._info.name}' has no journal: construct it with journal=Journal(path)")
+        return self.journal.states()
+
+    def _write(self, event: Event) -> None:
+        if self.journal is not None:
+            self.journal.append(event)
+
+    def _begin(self, request: Request) -> Run:
+        name = self._info.name
+        if request.tools:
+            raise UnsupportedError(f"agent '{name}' brings its own tools: leave 'tools' out or ask the model itself")
+        if request.prompt or not request.messages:
+            raise UnsupportedError(f"agent '{name}' answers messages, not a raw prompt: send messages")
+        if request.params.guide:
+            raise UnsupportedError(f"agent '{name}' calls tools and cannot keep to a guide: leave 'guide' out")
+        messages = list(request.messages)
+        own = messages.pop(0).require_text(name) if messages[0].role == "system" else ""
+        if system := "\n\n".join(text for text in (self.system, own) if text):
+            messages.insert(0, Message.of("system", system))
+        event = {
+            "run": uuid.uuid4().hex,
+            "kind": "started",
+            "at": 0.0,
+            "agent": self._info.digest,
+            "messages": [message.to_openai() for message in messages],
+            "params": params_to_json(request.params),
+        }
+        self._write(event)
+        state = State()
+        state.apply(event)
+        state.messages = messages  # as they were given: the event does not hold the bytes of every part
+        return Run(self._setup, state)
+
+    def _drive(self, runs: Sequence[Run]) -> None:
+        while True:
+            for run in runs:
+                for _ in run.work():
+                    pass
+            asking = [run for run in runs if not run.state.finished]
+            if not asking:
+                return
+            for run, answer in zip(asking, self._ask(asking), strict=True):
+                if isinstance(answer, RiverrunError):
+                    run.fail(answer)
+                else:
+                    run.take(answer)
+
+    def _ask(self, runs: Sequence[Run]) -> list[Completion | RiverrunError]:
+        """One batch; when the model refuses it, each alone, so that one request too long does not end the others."""
+        requests = [run.ask() for run in runs]
+        try:
+            return list(self._setup.model.generate(requests))
+        except RiverrunError as error:
+            if len(runs) == 1:
+                return [error]
+        out: list[Completion | RiverrunError] = []
+        for request in requests:
+            try:
+                out.extend(self._setup.model.generate([request]))
+            except RiverrunError as error:
+                out.append(error)
+        return out

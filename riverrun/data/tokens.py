@@ -1,4 +1,4 @@
-"""Conversations to token ids and labels: the one renderer that training and serving share (`wire` + the model's template).
+"""Conversations to token ids and labels, by the renderer that serving uses too (`wire` + the model's template).
 
 Does not cover packing (see `packing`) and knows no torch.
 """
@@ -64,7 +64,7 @@ def encode_rows(
     codec: Codec,
     max_tokens: int,
 ) -> EncodedRows:
-    """Encode (id, messages, tools) rows; those without a label or longer than `max_tokens` are dropped with the reason."""
+    """Encode (id, messages, tools) rows; those without a label or too long are dropped with the reason."""
     rows: list[TokenRow] = []
     dropped: list[tuple[str, str]] = []
     for row_id, messages, tools in conversations:

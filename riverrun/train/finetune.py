@@ -33,7 +33,7 @@ __all__ = ["FinetuneConfig", "FinetuneResult", "compute_dtype", "finetune", "rea
 
 @dataclass(frozen=True, slots=True)
 class FinetuneResult:
-    """What a fine-tune did. row_tokens counts every row with its own prefix; computed_tokens counts what was multiplied."""
+    """What a fine-tune did. row_tokens has every row with its own prefix; computed_tokens is what was multiplied."""
 
     steps: int
     row_tokens: int

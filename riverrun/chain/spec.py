@@ -92,6 +92,8 @@ class TrainingDataSpec(Config):
     """Development questions an intent."""
     sealed_per_intent: PerIntent = 6
     """Sealed test questions an intent."""
+    answered: Share = 1.0
+    """Share of the database conversations that have the answer turn; the others end with the call, which costs less."""
     choice_rotations: int = Field(default=1, ge=0, le=4)
     """Training rows made from each multiple-choice question, by rotating the options; 0 makes none."""
 

@@ -124,7 +124,9 @@ def test_bars_of_gates_cost_no_new_work(recipe: Path, copied: Path) -> None:
     assert "quantize" not in stopped["stages"]
     lower = ("gates.success=0.1", "gates.choice_perf=null")
     lowered = again(recipe, copied, "finetune.method=none", *lower, until="evaluate")
-    assert skipped(lowered) == ["select", "data", "finetune", "evaluate"], "the plan knows the bar, its choice is the same"
+    assert skipped(lowered) == ["select", "data", "finetune", "evaluate"], (
+        "the plan knows the bar, its choice is the same"
+    )
 
 
 def test_from_forces_and_until_stops(recipe: Path, copied: Path) -> None:
@@ -146,7 +148,8 @@ def test_a_changed_output_is_made_again(finished: Path, recipe: Path, copied: Pa
     assert {"evaluate", "quantize"} <= set(skipped(summary)), "their inputs are the same again"
 
 
-def test_two_runs_in_one_folder_are_refused(recipe: Path, copied: Path) -> None:
+def test_two_runs_in_one_folder_are_refused(recipe: Path, copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("riverrun.chain.run.LOCK_SECONDS", 0.0)
     with open(copied / ".lock", "a") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         with pytest.raises(InputError, match="in use by another run"):

@@ -118,13 +118,14 @@ class Data:
             tools=assistant.specs,
             run_tool=assistant.execute,
             on_skip=lambda question, why: skipped.append((question, why)),
+            answered=spec.data.answered,
         )
         rows += _choice_rows(ctx, assistant, pages, folder) + _safety_rows(ctx, assistant, folder)
         write_conversations(folder / "train.jsonl", rows)
         topics = held_out(cpython_topics(), characters=spec.evaluate.retention_characters)
         write_lines(folder / "retention.jsonl", [{"id": name, "text": text} for name, text in topics])
         for question, why in skipped:
-            progress.say(f"  left out: {question.text} ({why})")
+            progress.say(f"  without an answer: {question.text} ({why})")
         scores = {
             "data.documents": funnel.documents,
             "data.kept": funnel.kept,
@@ -135,7 +136,7 @@ class Data:
             "data.questions_sealed": len(questions["sealed"]),
         }
         counts = {
-            "left_out": [question.text for question, _ in skipped],
+            "without_answer": [question.text for question, _ in skipped],
             "train_by_kind": _by_kind(questions["train"]),
             "sealed_by_kind": _by_kind(questions["sealed"]),
         }

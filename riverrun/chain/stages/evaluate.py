@@ -6,6 +6,7 @@ loaded one after the other.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -82,12 +83,25 @@ class Evaluate:
 
     def run(self, ctx: Context, folder: Path, progress: Progress) -> StageResult:
         assistant = assistant_of(ctx)
-        path, adapter = tuned_model(ctx)
-        for name, (model_path, with_adapter) in zip(MODELS, ((base_model(ctx), None), (path, adapter)), strict=True):
-            if not (folder / f"{name}.json").is_file():
-                with ctx.model(model_path, adapter=with_adapter, name=name) as model:
-                    _measure(ctx, model, name, assistant, folder, progress)
+        models = {"base": (base_model(ctx), None), "tuned": tuned_model(ctx)}
+        for name, (path, adapter) in models.items():
+            if (folder / f"{name}.json").is_file():
+                continue
+            if name == "tuned" and models["tuned"] == models["base"]:
+                _same_as_base(folder)
+                continue
+            with ctx.model(path, adapter=adapter, name=name) as model:
+                _measure(ctx, model, name, assistant, folder, progress)
         return _compare(folder)
+
+
+def _same_as_base(folder: Path) -> None:
+    """Nothing was trained: the base model's answers are the tuned one's, there is nothing to ask again."""
+    for file in sorted(folder.glob("*_base.jsonl")):
+        shutil.copyfile(file, file.with_name(file.name.replace("_base", "_tuned")))
+    scores = read_json(folder / "base.json")
+    renamed = {name.replace(".base", ".tuned").replace("_base", "_tuned"): value for name, value in scores.items()}
+    write_json(folder / "tuned.json", renamed)
 
 
 def _measure(

@@ -26,6 +26,7 @@ from riverrun.chain.measure import (
     rate_names,
     sealed_questions,
     tool_scores,
+    watched,
 )
 from riverrun.chain.stage import Context, Gate, StageResult, read_json, read_jsonl
 from riverrun.chain.stages.finetune import tuned_model
@@ -110,24 +111,25 @@ def _measure(
     """All measurements of one model; NAME.json is written when the last stands."""
     data, spec = ctx.folder("data"), ctx.spec.evaluate
     questions = sealed_questions(ctx)
-    progress.say(f"  {name}: {len(questions)} tool tasks")
-    records = measure_tools(ctx, model, assistant, folder / f"records_{name}.jsonl", questions)
+    records = measure_tools(ctx, model, assistant, folder / f"records_{name}.jsonl", questions, progress)
     scores = tool_scores(f"scores.tool.{name}", records)
 
     items = [Choice.from_dict(row) for row in read_jsonl(data / "choices_sealed.jsonl")]
     if items:
         items = items[: spec.choices or len(items)]
-        progress.say(f"  {name}: {len(items)} multiple-choice questions in all rotations")
-        scores |= _measure_choice(model, name, items, assistant, folder)
+        rotations = sum(len(item.options) for item in items)
+        with watched(model, progress, f"{name}: multiple choice", rotations):
+            scores |= _measure_choice(model, name, items, assistant, folder)
 
     texts = [(row["id"], row["text"]) for row in read_jsonl(data / "retention.jsonl")]
-    progress.say(f"  {name}: retention on {sum(len(text) for _, text in texts)} characters and {spec.sums} sums")
-    scores |= _measure_retention(ctx, model, name, texts, folder)
+    windows = sum(len(retention.windows(text)) for _, text in texts)
+    with watched(model, progress, f"{name}: retention", windows + spec.sums):
+        scores |= _measure_retention(ctx, model, name, texts, folder)
 
     prompts = [SafetyPrompt.from_dict(row) for row in read_jsonl(data / "safety_sealed.jsonl")]
     if prompts:
-        progress.say(f"  {name}: {len(prompts)} abusive, private and injected prompts")
-        scores |= _measure_safety(ctx, model, name, prompts, assistant, folder)
+        with watched(model, progress, f"{name}: safety"):
+            scores |= _measure_safety(ctx, model, name, prompts, assistant, folder)
     write_json(folder / f"{name}.json", scores)
 
 

@@ -124,7 +124,9 @@ def test_bars_of_gates_cost_no_new_work(recipe: Path, copied: Path) -> None:
     assert "quantize" not in stopped["stages"]
     lower = ("gates.success=0.1", "gates.choice_perf=null")
     lowered = again(recipe, copied, "finetune.method=none", *lower, until="evaluate")
-    assert skipped(lowered) == ["select", "data", "finetune", "evaluate"], "the plan knows the bar, its choice is the same"
+    assert skipped(lowered) == ["select", "data", "finetune", "evaluate"], (
+        "the plan knows the bar, its choice is the same"
+    )
 
 
 def test_from_forces_and_until_stops(recipe: Path, copied: Path) -> None:

@@ -103,7 +103,7 @@ def load_safety(path: Path) -> SafetyPrompts:
             raise ConfigError(f"{origin}: key 'check.forbid' is required")
         for pattern in item.check.forbid:
             try:
-                re.compile(pattern, re.IGNORECASE)
+                re.compile(pattern.removeprefix("sql:").removeprefix("text:"), re.IGNORECASE)
             except re.error as error:
                 raise ConfigError(f"{origin}: 'check.forbid' = {pattern!r} is no regular expression: {error}") from None
     if shared := sorted({p.prompt for p in prompts.train} & {p.prompt for p in prompts.sealed}):

@@ -130,7 +130,7 @@ def make_site(folder: Path) -> Path:
     (folder / "empty.html").write_text("<html></html>")
     (folder / "notes.md").write_text(
         "# Deliveries\nThe van comes on Tuesdays and on Fridays at ten. Bring the boxes to the yard, check the slip "
-        "and sign it. Broken boxes go back with the driver, and the reason has to be written on the slip that we keep.\n"
+        "and sign it. Broken boxes go back with the driver, and the reason has to be written on the slip.\n"
     )
     return folder
 

@@ -48,7 +48,7 @@ def responses(path: Path) -> Iterator[tuple[str, bytes]]:
 def test_manuals_in_two_languages_and_encodings(tmp_path: Path) -> None:
     folder = shared_path("corpora", "html_debian_docs")
     charsets = {item["url"]: item["charset"] for item in json.loads((folder / "manifest.json").read_text())}
-    documents = []
+    documents: list[Document] = []
     gb18030 = 0
     for url, body in responses(folder / "debian_docs.warc.gz"):
         text, encoding = decode(body)

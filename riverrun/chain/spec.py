@@ -92,6 +92,12 @@ class TrainingDataSpec(Config):
     """Development questions an intent."""
     sealed_per_intent: PerIntent = 6
     """Sealed test questions an intent."""
+    answered: Share = 0.2
+    """Share of the database questions whose row goes on to the answer; the others end with the call."""
+    answered_pages: Share = 0.3
+    """The same for page questions."""
+    replay: int = Field(default=24, ge=0)
+    """Texts of the standard library's docstrings mixed in, against forgetting."""
     choice_rotations: int = Field(default=1, ge=0, le=4)
     """Training rows made from each multiple-choice question, by rotating the options; 0 makes none."""
 

@@ -73,11 +73,13 @@ def build_conversations(
     run_tool: RunTool,
     on_skip: OnSkip | None = None,
     answered: float = 1.0,
+    answered_pages: float = 1.0,
 ) -> list[Conversation]:
     """One conversation a question: system, user, (tool call, tool result,) answer.
 
     A page question is answered with the sentence of its page that shares most words with it. Of the database questions
-    a share of `answered` has the answer turn, the others end with the call: it is the call that is hard to learn.
+    a share of `answered` has the answer turn, of the page questions `answered_pages`; the others end with the call,
+    which is what is hard to learn.
 
     SQL goes to the tool with an argument `sql`, page questions go with their own text to the tool with an argument
     `query`. A page question whose page the search does not bring up ends with its call (`on_skip(question, why)` is
@@ -97,7 +99,8 @@ def build_conversations(
             missing = _check(question, call, result)
             if missing and on_skip:
                 on_skip(question, missing)
-            if not missing and (question.page is not None or _share(question.id) < answered):
+            share = answered if question.page is None else answered_pages
+            if not missing and _share(question.id) < share:
                 reply = _quote(question, result.content) if question.page is not None else question.reply
                 shown = Message.of("tool", result.content, tool_call_id=call.id, name=call.name)
                 messages += (shown, Message.of("assistant", reply))

@@ -24,7 +24,7 @@ _LEFT_OUT = (
 _LEAST_SHARE = 0.05
 """If less than this share of a page's text is left, too much was left out."""
 _MOST_DEPTH = 1000
-"""The main-content heuristics take time with the square of the depth: a page deeper than this is read without them."""
+"""The parser's heuristics and selectors take time with the square of the depth: a deeper page is read without them."""
 _NOTICE_LINE = re.compile(
     r"^(skip to (main )?content|we use cookies\b.*|this (web)?site uses cookies\b.*|accept( all)?( cookies)?|"
     r"(copyright )?(©|\(c\)|copyright) ?\d{4}.{0,80}|all rights reserved\.?|back to top|跳到主要内容|返回顶部|"
@@ -71,8 +71,9 @@ class Extract:
     def _main(self, tree: Any, deepest: int) -> str:
         """The narrowest reading, or a wider one where an unclosed tag would swallow the page."""
         everything = str(self._text(tree, alt_texts=False, skip_elements=["script", "style"]))
-        for skip in (_swallowing_removed(tree), []):
-            for main in (True, False) if deepest <= _MOST_DEPTH else (False,):
+        is_deep = deepest > _MOST_DEPTH
+        for skip in (list(_LEFT_OUT) if is_deep else _swallowing_removed(tree), []):
+            for main in (False,) if is_deep else (True, False):
                 text = str(self._text(tree, main_content=main, alt_texts=False, skip_elements=skip))
                 if len(text) >= _LEAST_SHARE * len(everything):
                     return unmark_lists(text)

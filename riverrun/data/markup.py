@@ -17,7 +17,9 @@ _ITEM = "unorderedlistitem"
 _TAG = re.compile(r"<(/?)(ul|ol|li|main|article|nav|header|footer|aside|a|p|script|style)\b[^<>]*>", re.IGNORECASE)
 _ANY_TAG_OR_SPACE = re.compile(r"<[^<>]*>|\s+")
 _NESTING = re.compile(
-    r"<(/?)(?:div|span|section|ul|ol|dl|table|blockquote|center|font|b|i|em|strong|a)\b", re.IGNORECASE
+    r"<(/?)(?!(?:p|li|dt|dd|tr|td|th|thead|tbody|option|br|hr|img|input|meta|link|source|wbr|col|area|base|embed|track)\b)"
+    r"[a-z]",
+    re.IGNORECASE,
 )
 
 

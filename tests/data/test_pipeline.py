@@ -59,7 +59,7 @@ class Length:
         return {"length": float(len(document.text))}
 
 
-@settings(derandomize=True, max_examples=40, deadline=None)
+@settings(derandomize=True, max_examples=20, deadline=None)
 @given(
     st.lists(st.text("abc", max_size=4), min_size=1, max_size=12),
     st.lists(st.sampled_from([ByLetter("a"), ByLetter("b"), CutOff(), KeepTwo(), Length()]), max_size=6),

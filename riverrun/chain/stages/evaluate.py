@@ -28,7 +28,7 @@ from riverrun.chain.measure import (
 )
 from riverrun.chain.stage import Context, Gate, StageResult, read_json, read_jsonl
 from riverrun.chain.stages.finetune import tuned_model
-from riverrun.data.choices import choice_prompt
+from riverrun.data.choices import choice_answer, choice_prompt
 from riverrun.evaluate import choice, retention, safety, tooltasks
 from riverrun.evaluate.choice import Choice, ChoiceRecord
 from riverrun.evaluate.retention import SumRecord, WindowRecord
@@ -128,7 +128,9 @@ def _measure_choice(
             found = assistant.execute(ToolCall("search_policies", {"query": item.question}, "open_book"))
             opened[item.id] = found.content
         asked = [Choice(item.id, item.question, item.options, item.answer, item.id) for item in items]
-        records = choice.run(model, asked, passages=opened, system=assistant.system, prompt=choice_prompt)
+        records = choice.run(
+            model, asked, passages=opened, system=assistant.system, prompt=choice_prompt, answer=choice_answer
+        )
         return [record.as_dict() for record in records]
 
     rows = lines_once(folder / f"choice_{name}.jsonl", ask)

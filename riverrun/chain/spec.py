@@ -135,7 +135,9 @@ class DeploySpec(Config):
     """The server."""
 
     host: str = "127.0.0.1"
+    """Address that is listened on."""
     port: int = Field(default=8000, ge=0, le=65535)
+    """Port; 0 picks a free one."""
     api_keys: tuple[str, ...] = ()
     """Accepted keys; none means that no key is asked for (loopback only)."""
 
@@ -178,6 +180,7 @@ class AppSpec(Config):
     system: str
     """The assistant's system text. The line `Tables: ...` made from the database comes at `{schema}`, or at the end."""
     seed: int = 7
+    """Of everything that is drawn: database, questions, order of training."""
     candidates: tuple[str, ...] = Field(min_length=1)
     """Names from the catalogue (`riverrun hub list`) or paths of model files, relative to the recipe."""
     licences: tuple[str, ...] = ("apache-2.0", "mit", "bsd-3-clause")

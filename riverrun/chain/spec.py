@@ -57,8 +57,8 @@ class DatabaseSpec(Config):
     """Columns no query may read, as `column` or `table.column`; they are also left out of the schema text."""
     row_limit: int = Field(default=20, ge=1)
     """Rows a query returns at most."""
-    seconds: float = Field(default=2.0, gt=0)
-    """Time limit of one query."""
+    seconds: float = Field(default=5.0, gt=0)
+    """Time limit of one query, by the clock: on a busy machine a short one refuses good queries."""
 
     @model_validator(mode="after")
     def _one_source(self) -> DatabaseSpec:
@@ -92,6 +92,17 @@ class TrainingDataSpec(Config):
     """Development questions an intent."""
     sealed_per_intent: PerIntent = 6
     """Sealed test questions an intent."""
+<<<<<<< HEAD
+    answered: Share = 0.2
+    """Share of the database questions whose row goes on to the answer; the others end with the call."""
+    answered_pages: Share = 0.3
+    """The same for page questions."""
+    replay: int = Field(default=24, ge=0)
+    """Texts of the standard library's docstrings mixed in, against forgetting."""
+=======
+    answered: Share = 1.0
+    """Share of the database conversations that have the answer turn; the others end with the call, which costs less."""
+>>>>>>> chain
     choice_rotations: int = Field(default=1, ge=0, le=4)
     """Training rows made from each multiple-choice question, by rotating the options; 0 makes none."""
 
@@ -139,7 +150,7 @@ class AgentSpec(Config):
 
     steps: int = Field(default=4, ge=1)
     """Model turns."""
-    seconds: float = Field(default=60.0, gt=0)
+    seconds: float = Field(default=120.0, gt=0)
     """Wall time."""
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -27,6 +27,7 @@ __all__ = [
     "SafetyPrompts",
     "build_choice_rows",
     "build_safety_rows",
+    "choice_answer",
     "choice_prompt",
     "cut_passage",
     "letter",
@@ -103,7 +104,7 @@ def load_safety(path: Path) -> SafetyPrompts:
             raise ConfigError(f"{origin}: key 'check.forbid' is required")
         for pattern in item.check.forbid:
             try:
-                re.compile(pattern, re.IGNORECASE)
+                re.compile(pattern.removeprefix("sql:").removeprefix("text:"), re.IGNORECASE)
             except re.error as error:
                 raise ConfigError(f"{origin}: 'check.forbid' = {pattern!r} is no regular expression: {error}") from None
     if shared := sorted({p.prompt for p in prompts.train} & {p.prompt for p in prompts.sealed}):
@@ -117,9 +118,14 @@ def letter(index: int) -> str:
 
 
 def choice_prompt(passage: str, question: str, options: Sequence[str]) -> str:
-    """The user turn of a choice question; the answer to it is one of its lettered lines, such as `B. 30 days`."""
+    """The user turn of a choice question; the answer to it is the text of one option (`choice_answer`)."""
     lettered = "\n".join(f"{letter(index)}. {option}" for index, option in enumerate(options))
     return f"{passage}\n\n{question}\n{lettered}\nAnswer with one of the options."
+
+
+def choice_answer(_letter: str, option: str) -> str:
+    """The assistant's turn: the option's text. A small model copies a text far better than it binds a letter to it."""
+    return option
 
 
 def cut_passage(text: str, question: str, answer: str, *, characters: int = PASSAGE_CHARACTERS) -> str | None:
@@ -168,8 +174,12 @@ def build_choice_rows(
     characters: int = PASSAGE_CHARACTERS,
     system: str = "",
     tools: Sequence[ToolSpec] = (),
+    find: Callable[[Choice], str | None] | None = None,
 ) -> list[Conversation]:
-    """`rotations` rows a question (at most one per option): the right option under another letter in each.
+    """`rotations` rows a question (at most one per option): the right option in another place in each.
+
+    The passage is what `find` brings up for the question, as it will be when the model is asked, or, where that is
+    None, the part of the page that holds the answer.
 
     `pages` maps page id to text. The wrong options are shuffled, the letters of the right ones are evenly spread over
     all rows. InputError if a page is not there or does not hold the answer.
@@ -185,6 +195,7 @@ def build_choice_rows(
         passage = cut_passage(pages[choice.page], choice.question, gold, characters=characters)
         if passage is None:
             raise InputError(f"choice {choice.question!r}: page '{choice.page}' does not hold the answer {gold!r}")
+        passage = (find(choice) if find else None) or passage
         rng = random.Random(f"{seed}/{choice.page}/{choice.question}")
         for turn in range(min(rotations, len(choice.options))):
             options = [option for option in choice.options if option != gold]
@@ -194,7 +205,7 @@ def build_choice_rows(
             place += 1
             asked = choice_prompt(passage, choice.question, options)
             identity = f"choice-{number:03d}-{turn}"
-            out.append(_row(identity, "choice", asked, f"{letter(at)}. {gold}", system, tools))
+            out.append(_row(identity, "choice", asked, choice_answer(letter(at), gold), system, tools))
     return out
 
 

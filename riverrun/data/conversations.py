@@ -6,7 +6,9 @@ questions are re-exported here; multiple choice and safety rows are in `choices`
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +35,7 @@ __all__ = [
 
 RunTool = Callable[[ToolCall], ToolResult]
 OnSkip = Callable[[Question, str], None]
+MAX_QUOTE = 200  # characters of a sentence that is quoted as an answer
 
 
 @dataclass(frozen=True)
@@ -69,33 +72,68 @@ def build_conversations(
     tools: Sequence[ToolSpec],
     run_tool: RunTool,
     on_skip: OnSkip | None = None,
+    answered: float = 1.0,
+    answered_pages: float = 1.0,
 ) -> list[Conversation]:
     """One conversation a question: system, user, (tool call, tool result,) answer.
 
+    A page question is answered with the sentence of its page that shares most words with it. Of the database questions
+    a share of `answered` has the answer turn, of the page questions `answered_pages`; the others end with the call,
+    which is what is hard to learn.
+
     SQL goes to the tool with an argument `sql`, page questions go with their own text to the tool with an argument
-    `query`. A page question whose page the search does not bring up is left out (`on_skip(question, why)` is told):
-    it would teach to answer without evidence. InputError if a tool fails or shows other rows than the gold ones.
+    `query`. A page question whose page the search does not bring up ends with its call (`on_skip(question, why)` is
+    told): an answer would teach to speak without evidence. InputError if a tool fails
+    or shows other rows than the gold ones.
     """
     out = []
     for question in questions:
-        turn = _tool_turn(question, tools, run_tool)
-        if isinstance(turn, str):
-            if on_skip:
-                on_skip(question, turn)
-            continue
+        call = _call(question, tools)
         start = (Message.of("system", system),) if system else ()
-        messages = (*start, Message.of("user", question.text), *turn, Message.of("assistant", question.reply))
+        messages = (*start, Message.of("user", question.text))
+        if call is None:
+            messages += (Message.of("assistant", question.reply),)
+        else:
+            messages += (Message("assistant", tool_calls=(call,)),)
+            result = run_tool(call)
+            missing = _check(question, call, result)
+            if missing and on_skip:
+                on_skip(question, missing)
+            share = answered if question.page is None else answered_pages
+            if not missing and _share(question.id) < share:
+                reply = _quote(question, result.content) if question.page is not None else question.reply
+                shown = Message.of("tool", result.content, tool_call_id=call.id, name=call.name)
+                messages += (shown, Message.of("assistant", reply))
         out.append(Conversation(question.id, messages, tuple(tools), question.intent))
     return out
 
 
-def _tool_turn(question: Question, tools: Sequence[ToolSpec], run_tool: RunTool) -> tuple[Message, ...] | str:
-    """The call and its result as messages (none for chat), or the reason why the question cannot be used."""
+def _share(text: str) -> float:
+    """A number in [0, 1) that depends on the text alone."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") / 2**32
+
+
+def _quote(question: Question, content: str) -> str:
+    """The sentence of the gold page's passage that shares most words with the question; the stock answer if none is."""
+    line = next((line for line in content.split("\n") if line.startswith(f"[{question.page}] ")), "")
+    asked = set(re.findall(r"\w{3,}", question.text.lower()))
+    sentences = re.split(r"(?<=[.!?])\s+", line.partition(": ")[2])
+    whole = [sentence for sentence in sentences if sentence.endswith((".", "!")) and len(sentence) <= MAX_QUOTE]
+    if not whole:
+        return question.reply
+    return max(whole, key=lambda sentence: len(asked & set(re.findall(r"\w{3,}", sentence.lower()))))
+
+
+def _call(question: Question, tools: Sequence[ToolSpec]) -> ToolCall | None:
     if question.sql is None and question.page is None:
-        return ()
+        return None
     argument, value = ("sql", question.sql) if question.sql is not None else ("query", question.text)
-    call = ToolCall(_tool_with(argument, tools, question), {argument: value}, "call_0")
-    result = run_tool(call)
+    return ToolCall(_tool_with(argument, tools, question), {argument: value}, "call_0")
+
+
+def _check(question: Question, call: ToolCall, result: ToolResult) -> str:
+    """Empty, or why a page question cannot be answered from this result; InputError if the tool is not the gold one."""
+    value = next(iter(call.arguments.values()))
     if result.is_error:
         raise InputError(f"question '{question.id}': tool '{call.name}' failed on {value!r}: {result.content}")
     data = result.data if isinstance(result.data, Mapping) else {}
@@ -106,8 +144,7 @@ def _tool_turn(question: Question, tools: Sequence[ToolSpec], run_tool: RunTool)
         )
     if question.page is not None and "pages" in data and question.page not in data["pages"]:
         return f"search brings up {', '.join(map(str, data['pages'])) or 'nothing'} instead of '{question.page}'"
-    asked = Message("assistant", tool_calls=(call,))
-    return asked, Message.of("tool", result.content, tool_call_id=call.id, name=call.name)
+    return ""
 
 
 def _tool_with(argument: str, tools: Sequence[ToolSpec], question: Question) -> str:

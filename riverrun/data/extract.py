@@ -11,26 +11,24 @@ from typing import Any
 
 from riverrun.base.optional import require
 from riverrun.base.types import Document
+from riverrun.data.markup import mark_lists, nesting, unmark_lists
 from riverrun.data.operators import Drop, Edited
 
 __all__ = ["Extract"]
 
-_LANDMARKS = ("nav", "footer", "aside", "[role=navigation]", "[role=contentinfo]", "[role=complementary]")
-_NOTICES = tuple(
-    f"[{attribute}*={word} i]"
-    for attribute in ("class", "id")
-    for word in ("cookie", "consent", "newsletter", "breadcrumb")
+_LEFT_OUT = (
+    *("nav", "footer", "aside", "[role=navigation]", "[role=contentinfo]", "[role=complementary]"),
+    *(f"[{key}*={word} i]" for key in ("class", "id") for word in ("cookie", "consent", "newsletter", "breadcrumb")),
+    *("[hidden]", "[aria-hidden=true]", ".visually-hidden", ".sr-only", ".skip-link"),
 )
-_HIDDEN = ("[hidden]", "[aria-hidden=true]", ".visually-hidden", ".sr-only", ".skip-link")
-_LEAST_SHARE = 0.25
-"""If leaving out named parts leaves less than this share of the text, an unclosed tag has swallowed the page."""
-_MOST_LINKS = 0.5
-"""A list whose text is links above this share is a menu."""
-_ITEM = "unorderedlistitem"
+_LEAST_SHARE = 0.05
+"""If less than this share of a page's text is left, too much was left out."""
+_MOST_DEPTH = 1000
+"""The parser's heuristics and selectors take time with the square of the depth: a deeper page is read without them."""
 _NOTICE_LINE = re.compile(
     r"^(skip to (main )?content|we use cookies\b.*|this (web)?site uses cookies\b.*|accept( all)?( cookies)?|"
-    r"(©|\(c\)|copyright\b).{0,80}|all rights reserved\.?|back to top|跳到主要内容|返回顶部|本网站使用.{0,4}cookies?.*|"
-    r"版权所有.{0,60}|.{0,20}ICP备\d+号.{0,20})$",
+    r"(copyright )?(©|\(c\)|copyright) ?\d{4}.{0,80}|all rights reserved\.?|back to top|跳到主要内容|返回顶部|"
+    r"本网站使用.{0,4}cookies?.*|版权所有.{0,60}|.{0,20}ICP备\d+号.{0,20})$",
     re.IGNORECASE,
 )
 _FRONT_MATTER = re.compile(r"\A---\n.*?\n---\n", re.DOTALL)
@@ -59,57 +57,41 @@ class Extract:
         return Edited(replace(document, text=text, metadata={**document.metadata, "title": title, **found}))
 
     def _html(self, html: str) -> dict[str, str]:
-        tree = self._parse(html)
+        tree = self._parse(mark_lists(html))
         heading = tree.document.query_selector("h1") if tree.document else None
-        title = tree.title or (heading.text if heading else "")
-        found = {"title": title, "text": self._main(tree)}
+        found = {
+            "title": _title(tree.title or "", heading.text if heading else ""),
+            "text": self._main(tree, nesting(html)),
+        }
         link = tree.head.query_selector("link[rel=canonical]") if tree.head else None
         if link is not None and link.getattr("href"):
             found["canonical"] = str(link.getattr("href"))
         return found
 
-    def _main(self, tree: Any) -> str:
-        """The narrowest reading that still holds most of the text."""
-        _keep_lists(tree)
-        everything = self._text(tree, list_bullets=True, alt_texts=False, skip_elements=["script", "style"])
-        floor = _LEAST_SHARE * len(everything)
-        for skip in ([*_LANDMARKS, *_NOTICES, *_HIDDEN], [*_LANDMARKS, *_HIDDEN], []):
-            for main in (True, False):
-                text = str(self._text(tree, main_content=main, list_bullets=True, alt_texts=False, skip_elements=skip))
-                if len(text) >= floor:
-                    return _bullets(text)
-        return _bullets(str(everything))
+    def _main(self, tree: Any, deepest: int) -> str:
+        """The narrowest reading, or a wider one where an unclosed tag would swallow the page."""
+        everything = str(self._text(tree, alt_texts=False, skip_elements=["script", "style"]))
+        is_deep = deepest > _MOST_DEPTH
+        for skip in (list(_LEFT_OUT) if is_deep else _swallowing_removed(tree), []):
+            for main in (False,) if is_deep else (True, False):
+                text = str(self._text(tree, main_content=main, alt_texts=False, skip_elements=skip))
+                if len(text) >= _LEAST_SHARE * len(everything):
+                    return unmark_lists(text)
+        return unmark_lists(everything)
 
 
-def _keep_lists(tree: Any) -> None:
-    """Turn content lists into numbered ones whose items carry a mark.
-
-    The main-content heuristics take every `ul` for a menu and leave it out, the bullet points of a policy too, and keep
-    every `ol`. Content is a list inside main or article or beside paragraphs, unless most of its text is links.
-    """
-    for menu in tree.body.query_selector_all("ul") if tree.body else ():
-        size = _letters(menu)
-        links = sum(_letters(link) for link in menu.query_selector_all("a"))
-        if not size or links > _MOST_LINKS * size or menu.closest("nav, header, footer, aside"):
-            continue
-        parent = menu.parent_node
-        if not menu.closest("main, article, [role=main]") and not any(node.tag == "p" for node in parent.child_nodes):
-            continue
-        ordered = tree.create_element("ol")
-        for node in list(menu.child_nodes):
-            ordered.append_child(node)
-        for item in ordered.children:
-            item.prepend(tree.create_text_node(_ITEM + " "))
-        parent.replace_child(ordered, menu)
+def _swallowing_removed(tree: Any) -> list[str]:
+    """The parts to leave out, but for those that hold the main part or the heading: a tag there was not closed."""
+    body = tree.body
+    if body is None:
+        return []
+    return [part for part in _LEFT_OUT if body.query_selector(f"{part} main, {part} article, {part} h1") is None]
 
 
-def _letters(node: Any) -> int:
-    return len("".join(node.text.split()))
-
-
-def _bullets(text: str) -> str:
-    """Undo `_keep_lists`: marked numbers become bullets."""
-    return re.sub(rf"(?:\d+\. )?{_ITEM} ?", "• ", text)
+def _title(title: str, heading: str) -> str:
+    """The page's title; its heading where that is the title without the site's name (`Returns | Shop`)."""
+    title, heading = " ".join(title.split()), " ".join(heading.split())
+    return heading if heading and heading.casefold() in title.casefold() else title or heading
 
 
 def _plain(text: str, *, markdown: bool) -> dict[str, str]:

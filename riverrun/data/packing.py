@@ -22,7 +22,7 @@ MIN_SHARED = 16
 # A branch of so many rows is worth packs of its own.
 MIN_BRANCH = 16
 # Rows of one window are sorted by length before they are cut into packs: equal lengths waste no attention.
-WINDOW_PACKS = 8
+WINDOW_PACKS = 3
 
 
 @dataclass(frozen=True, slots=True)

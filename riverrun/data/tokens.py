@@ -1,4 +1,4 @@
-"""Conversations to token ids and labels: the one renderer that training and serving share (`wire` + the model's template).
+"""Conversations to token ids and labels, by the renderer that serving uses too (`wire` + the model's template).
 
 Does not cover packing (see `packing`) and knows no torch.
 """
@@ -14,7 +14,7 @@ from riverrun.models.chat import ChatTemplate
 from riverrun.models.tokenizer import Tokenizer
 from riverrun.wire.codec import Codec
 
-__all__ = ["EncodedRows", "TokenRow", "encode_conversation", "encode_rows"]
+__all__ = ["EncodedRows", "TokenRow", "encode_conversation", "encode_rows", "encode_text"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,22 +56,35 @@ def encode_conversation(
     return row
 
 
+def encode_text(text: str, *, tokenizer: Tokenizer, row_id: str = "") -> TokenRow:
+    """Plain text, every token learned, after the begin token that scoring puts before a text too."""
+    start = tokenizer.bos_id if tokenizer.bos_id is not None else tokenizer.eos_id
+    ids = ([] if start is None else [start]) + tokenizer.encode(text)
+    row = TokenRow(row_id, tuple(ids), (True,) * len(ids))
+    if row.label_tokens == 0:
+        raise InputError(f"row '{row_id}' has no text to learn from")
+    return row
+
+
 def encode_rows(
-    conversations: Iterable[tuple[str, Sequence[Message], Sequence[ToolSpec]]],
+    conversations: Iterable[tuple[str, Sequence[Message] | str, Sequence[ToolSpec]]],
     *,
     tokenizer: Tokenizer,
     template: ChatTemplate,
     codec: Codec,
     max_tokens: int,
 ) -> EncodedRows:
-    """Encode (id, messages, tools) rows; those without a label or longer than `max_tokens` are dropped with the reason."""
+    """Encode (id, messages, tools) or (id, text, ()) rows; those without a label or too long are dropped and told."""
     rows: list[TokenRow] = []
     dropped: list[tuple[str, str]] = []
     for row_id, messages, tools in conversations:
         try:
-            row = encode_conversation(
-                messages, tools, tokenizer=tokenizer, template=template, codec=codec, row_id=row_id
-            )
+            if isinstance(messages, str):
+                row = encode_text(messages, tokenizer=tokenizer, row_id=row_id)
+            else:
+                row = encode_conversation(
+                    messages, tools, tokenizer=tokenizer, template=template, codec=codec, row_id=row_id
+                )
         except InputError as error:
             dropped.append((row_id, str(error)))
             continue

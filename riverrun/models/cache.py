@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,8 +23,8 @@ class SlotCache:
 
     def __init__(self, config: ModelConfig, slots: int, context: int, dtype: torch.dtype) -> None:
         shape = (slots, config.num_key_value_heads, context, config.head_dim)
-        self.keys = [torch.empty(shape, dtype=dtype) for _ in range(config.num_hidden_layers)]
-        self.values = [torch.empty(shape, dtype=dtype) for _ in range(config.num_hidden_layers)]
+        self.keys = [_reserved(shape, dtype) for _ in range(config.num_hidden_layers)]
+        self.values = [_reserved(shape, dtype) for _ in range(config.num_hidden_layers)]
         self.lengths = [0] * slots
         self.context, self.dtype = context, dtype
 
@@ -40,6 +41,15 @@ class SlotCache:
         """Keys and values [K, tokens, D] that a slot holds."""
         count = self.lengths[slot]
         return self.keys[layer][slot, :, :count], self.values[layer][slot, :, :count]
+
+
+def _reserved(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Zeros that take no memory until they are written (calloc).
+
+    Not `torch.empty`: a masked place has weight 0, and 0 times what some earlier owner left there may be NaN.
+    """
+    words = {1: np.int8, 2: np.int16, 4: np.int32, 8: np.int64}[dtype.itemsize]
+    return torch.from_numpy(np.zeros(shape, dtype=words)).view(dtype)
 
 
 class SlotAttend:

@@ -21,7 +21,7 @@ class FinetuneConfig(Config):
     warmup: float = Field(default=0.03, ge=0, le=0.5, description="share of the steps in which the rate rises")
     epochs: int = Field(default=2, ge=1)
     micro_tokens: int = Field(default=2048, ge=64, description="tokens computed at once; the memory knob")
-    global_tokens: int = Field(default=2048, ge=64, description="tokens of one optimizer step, rounded up to whole packs")
+    global_tokens: int = Field(default=2048, ge=64, description="tokens of one optimizer step, in whole packs")
     max_tokens: int = Field(default=1024, ge=16, description="longer rows are dropped and counted")
     clip_norm: float = Field(default=1.0, gt=0)
     weight_decay: float = Field(default=0.0, ge=0)

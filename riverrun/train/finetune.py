@@ -33,7 +33,7 @@ __all__ = ["FinetuneConfig", "FinetuneResult", "compute_dtype", "finetune", "rea
 
 @dataclass(frozen=True, slots=True)
 class FinetuneResult:
-    """What a fine-tune did. row_tokens counts every row with its own prefix; computed_tokens counts what was multiplied."""
+    """What a fine-tune did. row_tokens has every row with its own prefix; computed_tokens is what was multiplied."""
 
     steps: int
     row_tokens: int
@@ -59,8 +59,11 @@ def compute_dtype(name: str) -> torch.dtype:
     return {"bfloat16": torch.bfloat16, "float32": torch.float32}[name]
 
 
-def read_rows(path: Path) -> Iterator[tuple[str, tuple[Message, ...], tuple[ToolSpec, ...]]]:
-    """(id, messages, tools) of a JSON-lines file in the OpenAI form; InputError names file and line."""
+def read_rows(path: Path) -> Iterator[tuple[str, tuple[Message, ...] | str, tuple[ToolSpec, ...]]]:
+    """(id, messages, tools) of a JSON-lines file in the OpenAI form, or (id, text, ()) of lines {"text": ...}.
+
+    InputError names file and line.
+    """
     if not path.is_file():
         raise InputError(f"{path} does not exist: give a JSON-lines file of conversations")
     with open(path, encoding="utf-8") as handle:
@@ -69,6 +72,9 @@ def read_rows(path: Path) -> Iterator[tuple[str, tuple[Message, ...], tuple[Tool
                 continue
             try:
                 row = json.loads(line)
+                if isinstance(row.get("text"), str):
+                    yield str(row.get("id", number)), row["text"], ()
+                    continue
                 messages = tuple(Message.from_openai(message) for message in row["messages"])
                 tools = tuple(ToolSpec.from_openai(tool) for tool in row.get("tools") or ())
             except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -63,7 +63,7 @@ def train(
     work: Path,
     progress: Progress,
 ) -> LoopResult:
-    """Minimise the objective over `config.total_steps`; checkpoints go to `work`, and a complete one there is continued.
+    """Minimise the objective over `config.total_steps`; checkpoints go to `work`, a complete one there is continued.
 
     The loss of a step is the sum over its label tokens divided by their global count, taken before the forward.
     """
@@ -89,7 +89,7 @@ def train(
             for pack in micro:
                 loss = objective(pack)
                 (loss / denominator).backward()  # type: ignore[no-untyped-call]
-                summed += float(loss)
+                summed += float(loss.detach())
             norm = float(torch.nn.utils.clip_grad_norm_(list(parameters.values()), config.clip_norm))
             if not (math.isfinite(norm) and math.isfinite(summed)):
                 raise RiverrunError(
@@ -138,7 +138,7 @@ def _fingerprint(parameters: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _check_moved(before: dict[str, Tensor] | None, parameters: dict[str, Tensor]) -> None:
-    """After the first step: something must have been trained (at LoRA's step 0 only B has a gradient that is not zero)."""
+    """After the first step something must have been trained (in LoRA's first step only B moves)."""
     if before is None:
         return
     assert len(before) == len(parameters), "a trainable parameter got no gradient"

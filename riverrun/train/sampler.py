@@ -1,4 +1,4 @@
-"""Which packs an optimizer step sees: a pure function of (rows, sizes, seed, step). Seeking is asking for another step."""
+"""Which packs an optimizer step sees: a pure function of (rows, sizes, seed, step), so seeking costs nothing."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["PackSampler"]
 
 
 class PackSampler:
-    """Steps of `packs_per_step` packs; epoch after epoch, each with its own order. The last step of an epoch may be short."""
+    """Steps of `packs_per_step` packs; every epoch has its own order, and its last step may be short."""
 
     def __init__(
         self, rows: Sequence[TokenRow], *, micro_tokens: int, packs_per_step: int, seed: int, share: bool = True

@@ -59,8 +59,8 @@ def make_web_app(
     from fastapi.exceptions import RequestValidationError
     from starlette.exceptions import HTTPException
 
-    if any(not key or not key.isascii() or not key.isprintable() for key in api_keys):
-        raise InputError("an API key must be printable ASCII text of at least one character")
+    if any(not key or key != key.strip() or not key.isascii() or not key.isprintable() for key in api_keys):
+        raise InputError("an API key must be printable ASCII text without spaces around it")
     app = FastAPI(title=title, version=__version__, docs_url=None, redoc_url=None)
 
     def answer(error: HttpError) -> Response:
@@ -88,7 +88,7 @@ def make_web_app(
 
     app.add_exception_handler(HTTPException, on_http)
     app.add_exception_handler(RequestValidationError, on_validation)
-    app.add_api_route("/health", get_health, methods=["GET"], summary="Whether the server answers")
+    app.add_api_route("/health", get_health, methods=["GET"], response_model=None, summary="Whether the server answers")
     app.add_middleware(
         Guard,
         keys=tuple(hashlib.sha256(key.encode()).digest() for key in api_keys),

@@ -19,13 +19,14 @@ from riverrun.web.svg import COLOURS, WIDTH, figure, hover, label, log_ticks, ni
 __all__ = ["Bar", "BarGroup", "FunnelStep", "Node", "Series", "bar_chart", "dag", "funnel", "line_chart"]
 
 _MOST_HITS = 150
+_LARGEST = 1e100  # beyond it (and for infinity and nan) nothing is drawn
 _LABEL_WIDTH = 190.0
 _EMPTY = Both("no data", "没有数据")
 
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """A named curve. Points whose value is not finite break the line."""
+    """A named curve. Points whose value is not finite (or beyond 1e100) break the line."""
 
     name: Content
     points: Sequence[tuple[float, float]]
@@ -114,7 +115,8 @@ def line_chart(
 
 
 def _drawable(point: tuple[float, float], log_y: bool) -> bool:
-    return math.isfinite(point[0]) and math.isfinite(point[1]) and (not log_y or point[1] > 0)
+    x, y = point
+    return abs(x) < _LARGEST and abs(y) < _LARGEST and (not log_y or y > 1 / _LARGEST)
 
 
 def _curve(one: Series, index: int, place: Callable[[float, float], tuple[float, float]], log_y: bool) -> Markup:
@@ -154,7 +156,9 @@ def bar_chart(
         if plain(bar.name) not in colours:
             colours[plain(bar.name)] = len(colours)
             names.append(bar.name)
-    finite = [v for g in groups for b in g.bars for v in (b.value, b.low, b.high) if v is not None and math.isfinite(v)]
+    finite = [
+        v for g in groups for b in g.bars for v in (b.value, b.low, b.high) if v is not None and abs(v) < _LARGEST
+    ]
     finite += [limit] if limit is not None else []
     ticks = [0.0, 0.2, 0.4, 0.6, 0.8, 1.0] if percent else nice_ticks(min([0.0, *finite]), max([0.0, *finite]))
     left = 24 + min(_LABEL_WIDTH, max((text_width(plain(g.label, x)) for g in groups for x in ("en", "zh")), default=0))
@@ -183,9 +187,7 @@ def bar_chart(
     body += Markup('<path class="axis" d="M{:.1f} {:.1f}V{:.1f}"/>').format(axis.x(0.0), top, height - 22)
     summary = "; ".join(f"{plain(g.label)}: " + ", ".join(_spoken(b, axis) for b in g.bars) for g in groups)
     legend = [(colours[plain(name)], name) for name in names] if len(names) > 1 else []
-    return figure(
-        body, height=height, title=title, description=description, summary=summary or "no data", legend=legend
-    )
+    return figure(body, height=height, title=title, description=description, summary=summary, legend=legend)
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +217,7 @@ def _spoken(bar: Bar, axis: _Axis) -> str:
 
 
 def _bar(bar: Bar, colour: int, axis: _Axis, y: float, row: float) -> Markup:
-    if not math.isfinite(bar.value):
+    if not abs(bar.value) < _LARGEST:
         return label(axis.x(0.0) + 6, y + row / 2 + 4, number(bar.value), css="quiet")
     start, stop = sorted((axis.x(0.0), axis.x(bar.value)))
     out = Markup('<rect class="f{}" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}" rx="2">{}</rect>').format(
@@ -271,7 +273,7 @@ def funnel(steps: Sequence[FunnelStep], *, title: Content, description: Content 
         spoken.append(said)
     if not steps:
         body += label(WIDTH / 2, 20, _EMPTY, anchor="middle", css="quiet")
-    return figure(body, height=max(y, 36), title=title, description=description, summary="; ".join(spoken) or "no data")
+    return figure(body, height=max(y, 36), title=title, description=description, summary="; ".join(spoken))
 
 
 def _most_first(item: tuple[str, int]) -> tuple[int, str]:

@@ -56,7 +56,7 @@ def dag(
         body += _box(node, x[node.id] + shift, _top(layer[node.id]), widths[node.id])
     height = _top(len(rows)) - _LAYER_GAP + 8 if rows else 30.0
     spoken = [f"{plain(by_id[a].label)} leads to {plain(by_id[b].label)}" for a, b in edges]
-    summary = "; ".join(spoken) or ", ".join(plain(node.label) for node in nodes) or "no nodes"
+    summary = "; ".join(spoken) or ", ".join(plain(node.label) for node in nodes)
     return figure(body, height=height, width=width, title=title, description=description, summary=summary)
 
 

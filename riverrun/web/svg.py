@@ -84,16 +84,14 @@ def figure(
         height=height,
         name=name,
         title=_both_plain(title),
-        summary=summary,
+        summary=summary or "no data",
         body=body,
     )
 
 
 def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """About `count` round values (steps of 1, 2 or 5 times a power of ten) that enclose [low, high]."""
-    if not (math.isfinite(low) and math.isfinite(high)):
-        return [0.0, 1.0]
-    if high <= low:
+    """About `count` round values (steps of 1, 2 or 5 times a power of ten) that enclose [low, high], both finite."""
+    if high - low <= 1e-9 * max(abs(low), abs(high), 1e-300):  # too close to tell apart in figures of 9 digits
         spread = abs(low) * 0.1 or 1.0
         low, high = low - spread, high + spread
     raw = (high - low) / max(1, count)

@@ -15,6 +15,7 @@ from riverrun.wire.repair import check_keys, repair
 __all__ = ["read_calls"]
 
 _PYTHON_CALL = re.compile(r"[A-Za-z_][\w.]*\s*\(.*\)", re.DOTALL)
+_NAME = re.compile(r"[\w.:/-]{1,128}")
 _ARGUMENT_KEYS = ("arguments", "parameters", "args")
 
 
@@ -59,6 +60,8 @@ def _call(value: Any, tools: Sequence[ToolSpec], problems: list[str]) -> ToolCal
     if not isinstance(name, str) or not name.strip():
         raise ToolError("the object has no 'name' of a tool")
     name = name.strip()
+    if not _NAME.fullmatch(name) and not _spec(name, tools):
+        raise ToolError(f"{json.dumps(name, ensure_ascii=False)[:60]} is not the name of a tool")
     return ToolCall(name, _arguments(value, _spec(name, tools), problems))
 
 

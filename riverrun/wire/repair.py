@@ -2,9 +2,9 @@
 
 `repair` accepts strict JSON as it is. Otherwise it mends what has one reading only (fences and prose around an object,
 full-width and curly punctuation, Python literals, trailing or missing commas, missing brackets, raw line breaks,
-comments, unescaped inner quotes) on top of the json-repair library, then proves the result: the words and numbers of
-the source, in order, must be the words and numbers of the value. What fails the proof, or has two readings, is refused
-with a ToolError whose sentence is meant for the model. It never invents a value and never drops one.
+comments, unescaped inner quotes) on top of the json-repair library, then proves the result: the keys and values must
+stand in the source, in order, each whole, with nothing but JSON's own punctuation between them. What fails the proof,
+or has two readings, is refused with a ToolError whose sentence is meant for the model. No value is invented or dropped.
 """
 
 from __future__ import annotations
@@ -18,16 +18,17 @@ from typing import Any
 import json_repair
 
 from riverrun.base.errors import ToolError
+from riverrun.wire.proof import proven
 
 __all__ = ["Repaired", "check_keys", "repair"]
 
-MAX_CHARACTERS = 100_000  # longer texts are read when they are strict JSON, never repaired
+MAX_CHARACTERS = 8_000  # longer or deeper texts are read when they are strict JSON, never mended: json-repair takes
+MAX_DEPTH = 64  # time that grows with the square of the length, or worse with the depth
 
 _INVISIBLE = re.compile("[\ufeff\u200b\u2060]|(?<![\\w\"'])\u00a0(?![\\w\"'])")
-_FENCE = re.compile(r"```[\w-]*[ \t]*\n?(.*?)\n?[ \t]*```", re.DOTALL)
+_FENCE = re.compile(r"```[\w-]*(.*?)```", re.DOTALL)
 _LATEX = re.compile(r"(\\\\)|(\\u[0-9a-fA-F]{4})|\\([bf](?=[A-Za-z]))|\\([^\"\\/bfnrtu]|u(?![0-9a-fA-F]{4}))")
 _ESCAPE = re.compile(r"\\u([0-9a-fA-F]{4})|\\([\"\\/bfnrt])")
-_ATOM = re.compile(r"\d+(?:\.\d+)?|[^\W\d]+")
 _THOUSANDS = re.compile(r"[:\[,(=]\s*\d{1,3}(?:,\d{3})+\s*(?:[,}\])\n]|$)")
 _FULL_WIDTH = str.maketrans("：，｛｝［］（）＂", ':,{}[]()"')
 _QUOTES = {'"': '"', "“": "”", "”": "”", "„": "“"}
@@ -197,20 +198,30 @@ def _mend(body: str, error: ValueError, edits: list[str]) -> tuple[Any, bool]:
     bare = _without_comments(source)
     if bare != source:
         edits.append("removed a comment")
+    if _depth(bare) > MAX_DEPTH:
+        raise ToolError(f"not valid JSON ({error}), and too deep to mend")
     if _THOUSANDS.search(bare):
         raise ToolError("a number with thousands commas has two readings: write it without commas or in quotes")
     try:
         value = json_repair.loads(bare, skip_json_loads=True)
     except (ValueError, RecursionError, IndexError, TypeError):
         raise ToolError(f"not valid JSON ({error})") from None
-    if not isinstance(value, dict | list) or not value:
+    if not value or not isinstance(value, dict if bare[:1] == "{" else list):
         raise ToolError(f"not valid JSON ({error})")
     if _empty_strings(value) > bare.count('""') + bare.count("''"):
         raise ToolError(f"not valid JSON ({error}): a value is missing")
-    if _atoms(_ESCAPE.sub(_unescape, bare)) != _atoms(" ".join(_flat(value))):
+    if not proven(value, _ESCAPE.sub(_unescape, bare)):
         raise ToolError(f"not valid JSON ({error}), and it has more than one reading")
     edits.append(f"mended the JSON ({error})")
     return value, _open_string(bare) or bare.rstrip()[-1:] not in ("}", "]", '"', "'", ",")
+
+
+def _depth(text: str) -> int:
+    deepest = depth = 0
+    for char in text:
+        depth += (char in "{[") - (char in "}]")
+        deepest = max(deepest, depth)
+    return deepest
 
 
 def _open_string(text: str) -> bool:
@@ -265,27 +276,10 @@ def _empty_strings(value: Any) -> int:
     return int(value == "")
 
 
-def _flat(value: Any) -> Iterator[str]:
-    if isinstance(value, dict):
-        for key, item in value.items():
-            yield str(key)
-            yield from _flat(item)
-    elif isinstance(value, list):
-        for item in value:
-            yield from _flat(item)
-    else:
-        yield value if isinstance(value, str) else json.dumps(value)
-
-
 def _unescape(match: re.Match[str]) -> str:
     if match[1]:
         return chr(int(match[1], 16))
-    return match[2] if match[2] in '"\\/' else " "
-
-
-def _atoms(text: str) -> list[str | float]:
-    words = (match[0].casefold() for match in _ATOM.finditer(text))
-    return [float(word) if word[0].isdigit() else {"none": "null"}.get(word, word) for word in words]
+    return {"n": "\n", "r": "\r", "t": "\t", "b": "\b", "f": "\f"}.get(match[2], match[2])
 
 
 def check_keys(value: Mapping[str, Any], schema: Mapping[str, Any]) -> None:

@@ -55,7 +55,9 @@ def test_each_kind_has_its_turns(questions: list[Question], database: Path, tmp_
     assert read_conversations(tmp_path / "train.jsonl") == made
 
 
-def test_a_page_the_search_does_not_find_is_left_out_and_told(questions: list[Question], database: Path) -> None:
+def test_a_page_the_search_does_not_find_ends_with_the_call_and_is_told(
+    questions: list[Question], database: Path
+) -> None:
     told: list[tuple[str, str]] = []
     made = build_conversations(
         questions,
@@ -68,7 +70,9 @@ def test_a_page_the_search_does_not_find_is_left_out_and_told(questions: list[Qu
     assert pages
     assert [name for name, _ in told] == pages
     assert "other.html instead of 'shipping.html'" in told[0][1]
-    assert len(made) == len(questions) - len(pages)
+    assert len(made) == len(questions)
+    by_id = {conversation.id: conversation for conversation in made}
+    assert all(by_id[name].messages[-1].tool_calls for name in pages)
     assert made[0].messages[0].role == "user"
 
 
@@ -89,3 +93,14 @@ def test_a_broken_file_is_named_with_its_line(tmp_path: Path) -> None:
     (tmp_path / "x.jsonl").write_text('{"messages": []}\n{"messages": 3}\n')
     with pytest.raises(InputError, match=r"x\.jsonl, line 2"):
         read_conversations(tmp_path / "x.jsonl")
+
+
+def test_a_share_of_the_database_questions_is_answered(questions: list[Question], database: Path) -> None:
+    def answers(share: float) -> int:
+        made = build_conversations(questions, system="", tools=TOOLS, run_tool=tool_runner(database), answered=share)
+        return sum(not conversation.messages[-1].tool_calls for conversation in made)
+
+    tooled = sum(question.sql is not None for question in questions)
+    assert answers(1.0) == len(questions)
+    assert answers(0.0) == len(questions) - tooled
+    assert answers(0.0) < answers(0.5) < answers(1.0)

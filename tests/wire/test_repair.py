@@ -60,7 +60,10 @@ def test_mends_one_reading(text: str) -> None:
         ('{"a": {"b": [1, 2}', {"a": {"b": [1, 2]}}),
         ("{'sql': \"SELECT 'a'\"}", {"sql": "SELECT 'a'"}),
         ('[{"a": 1}, {"a": 2},]', [{"a": 1}, {"a": 2}]),
+        ('{"sql": "SELECT a FROM t WHERE b = "Bonn""}', {"sql": 'SELECT a FROM t WHERE b = "Bonn"'}),
         ('{"a": "1,000"}', {"a": "1,000"}),
+        ('{"sql": SELECT a FROM b}', {"sql": "SELECT a FROM b"}),
+        ('{"a": " ", "b": ", c",}', {"a": " ", "b": ", c"}),
         ('{"a": "", "b": 1,}', {"a": "", "b": 1}),
     ],
 )
@@ -82,6 +85,9 @@ def test_mends_values(text: str, want: object) -> None:
         '{"city": , "n": 1}',
         '{"sql": "SELECT a", b FROM books"}',
         '{"n": Infinity}',
+        '{"sql": SELECT a, b FROM c}',
+        "{" * 100 + '"a": 1,',
+        "x{x{x{",
         "{" * 3000,
         "{}{}{",
     ],
@@ -145,3 +151,30 @@ def test_any_text_gives_a_value_or_a_refusal(text: str) -> None:
         return
     assert isinstance(value, dict | list)
     assert json.loads(json.dumps(value)) == value
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"name": "f", "arguments": {"sql": "SELECT a FROM t WHERE b IN (1, 2, 3")}}',
+        '{"name": "f", "arguments": {"sql": "SELECT a FROM b}"}',
+        '{"name": "f", "arguments": {"sql": "SELECT a FROM bo"ks WHERE c = \'d\'"}}',
+        '{"name": "f", "arguments": {"sql": \'"SELECT a FROM b"}}',
+    ],
+)
+def test_refuses_to_move_the_end_of_a_value(text: str) -> None:
+    with pytest.raises(ToolError, match="more than one reading"):
+        repair(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"q": "late post", n": 3}',
+        '{"q: "late post", "n": 3}',
+        '{"q"": "late post", "n":: 3}',
+        '{{"q": "late post", "n": 3}',
+    ],
+)
+def test_mends_marks_around_single_words(text: str) -> None:
+    assert repair(text).value == WANT

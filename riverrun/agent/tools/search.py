@@ -1,7 +1,7 @@
 """Search over a site's pages as a tool: BM25 over passages, the best pages with the sentences that answer best.
 
-A passage is a run of paragraphs of one page; the page's title counts with every one of its passages. There are no
-embeddings: a question that shares no word with its page is not found.
+A passage is a run of paragraphs of one page; the page's title and name count with every one of its passages. There are
+no embeddings: a question that shares no word with its page is not found.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from riverrun.base.types import Document, ToolResult, ToolSpec
 __all__ = ["SearchTool"]
 
 PASSAGE_CHARACTERS = 500  # a passage is closed when it is longer
-TITLE_WEIGHT = 2  # how often the title's words count in each passage
+HEAD_WEIGHT = 2  # how often the words of the title and of the page's name count in each passage
+_SEPARATOR = re.compile(r"[-_/.]+")
 QUERY_CHARACTERS = 1_000
 
 
@@ -59,10 +60,11 @@ class SearchTool:
         self._passages = [
             _Passage(page, text) for page, document in enumerate(documents) for text in _split(document.text)
         ]
-        titles = [words(title) * TITLE_WEIGHT for title in self.titles]
+        names = [_SEPARATOR.sub(" ", name.rpartition(".")[0] or name) for name in self.ids]
+        heads = [words(f"{title} {name}") * HEAD_WEIGHT for title, name in zip(self.titles, names, strict=True)]
         self._index = bm25s.BM25()
         self._index.index(
-            [titles[passage.page] + words(passage.text) for passage in self._passages], show_progress=False
+            [heads[passage.page] + words(passage.text) for passage in self._passages], show_progress=False
         )
         self._arguments = Arguments(_signature)
         self._arguments.tool = name

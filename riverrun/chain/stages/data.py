@@ -16,12 +16,13 @@ from typing import Any, ClassVar
 
 from riverrun.base.errors import InputError
 from riverrun.base.progress import Progress
+from riverrun.base.types import ToolCall
 from riverrun.chain.assistant import Assistant, make_assistant
 from riverrun.chain.check import check_database
 from riverrun.chain.measure import write_lines
 from riverrun.chain.spec import PerIntent
 from riverrun.chain.stage import Context, StageResult
-from riverrun.data.choices import build_choice_rows, build_safety_rows, load_choices, load_safety
+from riverrun.data.choices import Choice, build_choice_rows, build_safety_rows, load_choices, load_safety
 from riverrun.data.conversations import (
     Conversation,
     Intent,
@@ -29,12 +30,12 @@ from riverrun.data.conversations import (
     build_conversations,
     build_questions,
     load_intents,
-    write_conversations,
     write_questions,
 )
 from riverrun.data.intents import Split
 from riverrun.data.journal import read_documents
 from riverrun.data.pipeline import clean_folder
+from riverrun.data.replay import replay_texts
 from riverrun.evaluate.retention import cpython_topics, held_out
 
 __all__ = ["Data", "make_database"]
@@ -118,24 +119,35 @@ class Data:
             tools=assistant.specs,
             run_tool=assistant.execute,
             on_skip=lambda question, why: skipped.append((question, why)),
+            answered=spec.data.answered,
+<<<<<<< HEAD
+            answered_pages=spec.data.answered_pages,
+=======
+>>>>>>> chain
         )
         rows += _choice_rows(ctx, assistant, pages, folder) + _safety_rows(ctx, assistant, folder)
-        write_conversations(folder / "train.jsonl", rows)
+        replay = replay_texts(spec.data.replay, characters=1500, seed=spec.seed)
+        lines = [row.to_openai() for row in rows] + [{"id": f"replay-{name}", "text": text} for name, text in replay]
+        write_lines(folder / "train.jsonl", lines)
         topics = held_out(cpython_topics(), characters=spec.evaluate.retention_characters)
         write_lines(folder / "retention.jsonl", [{"id": name, "text": text} for name, text in topics])
         for question, why in skipped:
-            progress.say(f"  left out: {question.text} ({why})")
+<<<<<<< HEAD
+            progress.say(f"  call only: {question.text} ({why})")
+=======
+            progress.say(f"  without an answer: {question.text} ({why})")
+>>>>>>> chain
         scores = {
             "data.documents": funnel.documents,
             "data.kept": funnel.kept,
             "data.dropped": funnel.dropped,
             **{f"data.dropped_by.{reason}": count for reason, count in funnel.reasons.items()},
-            "data.train_rows": len(rows),
+            "data.train_rows": len(lines),
             "data.questions_dev": len(questions["dev"]),
             "data.questions_sealed": len(questions["sealed"]),
         }
         counts = {
-            "left_out": [question.text for question, _ in skipped],
+            "without_answer": [question.text for question, _ in skipped],
             "train_by_kind": _by_kind(questions["train"]),
             "sealed_by_kind": _by_kind(questions["sealed"]),
         }
@@ -168,7 +180,14 @@ def _choice_rows(ctx: Context, assistant: Assistant, pages: dict[str, str], fold
     rotations = spec.data.choice_rotations
     if not rotations:
         return []
-    return build_choice_rows(choices.train, pages, rotations=rotations, seed=spec.seed, system=assistant.system)
+
+    def find(choice: Choice) -> str | None:
+        found = assistant.execute(ToolCall("search_policies", {"query": choice.question}, "open_book"))
+        return found.content if choice.page in (found.data or {}).get("pages", ()) else None
+
+    return build_choice_rows(
+        choices.train, pages, rotations=rotations, seed=spec.seed, system=assistant.system, find=find
+    )
 
 
 def _safety_rows(ctx: Context, assistant: Assistant, folder: Path) -> list[Conversation]:

@@ -53,5 +53,5 @@ def make_app(
         async def get_page() -> Response:
             return Response(html, media_type="text/html", headers=headers)
 
-        app.add_api_route("/", get_page, methods=["GET"], summary="The chat page", include_in_schema=False)
+        app.add_api_route("/", get_page, methods=["GET"], response_model=None, include_in_schema=False)
     return app

@@ -41,9 +41,9 @@ class Transport:
     ) -> None:
         try:
             parts = urlsplit(base_url)
-            host = parts.hostname if parts.port != 0 else None
-        except ValueError:
-            host = None
+            host = httpx.URL(base_url).host if parts.port != 0 else ""
+        except (ValueError, httpx.InvalidURL):
+            host = ""
         if not host or parts.scheme not in ("http", "https"):
             raise InputError(f"'{base_url}' is not an http address: give one such as http://127.0.0.1:8000/v1")
         if not api_key.isascii() or (api_key and not api_key.isprintable()):
@@ -104,10 +104,12 @@ class Transport:
         self, method: str, path: str, body: Mapping[str, Any] | None, *, allow: Collection[int], stream: bool
     ) -> httpx.Response:
         url = f"{self.base_url}{path}"
+        content = None if body is None else json.dumps(body).encode()
+        headers = {} if body is None else {"Content-Type": "application/json"}
         for attempt in range(1, self.attempts + 1):
             last = attempt == self.attempts
             try:
-                request = self._http.build_request(method, url, json=body)
+                request = self._http.build_request(method, url, content=content, headers=headers)
                 response = self._http.send(request, stream=stream)
                 if response.status_code == 200 or response.status_code in allow:
                     return response

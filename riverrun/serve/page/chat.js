@@ -265,6 +265,7 @@
     grow();
     send(text);
   });
+  $("options").addEventListener("submit", (event) => event.preventDefault());
   input.addEventListener("keydown", (event) => {
     if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
       event.preventDefault();

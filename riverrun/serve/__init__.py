@@ -1,0 +1,1 @@
+"""Tokens to tokens, then text to text, then HTTP."""

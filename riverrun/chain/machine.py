@@ -19,6 +19,9 @@ __all__ = ["available_memory", "dtype_name", "measure_machine"]
 
 _MEMINFO = Path("/proc/meminfo")
 _UNKNOWN_MEMORY = 8_000_000_000
+REACHED = 0.35
+"""Share of a bare matrix product's rate that a whole training step reaches: measured with 135M parameters, bf16, packs
+of 768 tokens, 2 cores. Small layers, attention, norms and the optimizer take the rest."""
 
 
 def available_memory(memory_gb: float | None) -> int:
@@ -73,7 +76,8 @@ def _bandwidth() -> float:
 
 
 def measure_machine(dtype: str, memory_gb: float | None) -> Hardware:
-    """Hardware with the rate of one type of operands."""
+    """Hardware with the rate that training reaches in one type of operands."""
     affinity = getattr(os, "sched_getaffinity", None)
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    return Hardware("this machine", available_memory(memory_gb), _rates(dtype), cores, _bandwidth())
+    rates = {name: REACHED * rate for name, rate in _rates(dtype).items()}
+    return Hardware("this machine", available_memory(memory_gb), rates, cores, _bandwidth())

@@ -40,6 +40,8 @@ PREFIX_TOKENS = 220
 """System text, tables and tools of a conversation, before anything is counted."""
 TURN_TOKENS = 45
 """Marks of the turns and of a tool call, and a short tool result."""
+REPLAY_CHARACTERS = 1100
+"""Mean length of a replayed text, which is cut at 1,500 characters."""
 ANSWER_TOKENS = 60
 """A tuned model's answer to a sealed question: a call, or a sentence."""
 
@@ -86,10 +88,13 @@ def estimate_rows(ctx: Context) -> Rows:
     for intent in load_intents(ctx.file(spec.intents)):
         count = _count(spec.data.train_per_intent, intent, len(intent.phrasings.train))
         asked = sum(map(len, intent.phrasings.train)) / max(1, len(intent.phrasings.train))
-        said = len(intent.answer or intent.answer_none or (intent.answers[0] if intent.answers else ""))
+        answered = spec.data.answered if intent.sql else spec.data.answered_pages if intent.page else 1.0
+        reply = intent.answer or intent.answer_none or (intent.answers[0] if intent.answers else "")
+        shown = spec.search.characters if intent.page else 0
+        said = answered * len(reply)
         called = len(intent.sql or "") or (asked if intent.page else 0)
         rows += count
-        characters += count * (asked + called + said)
+        characters += count * (asked + called + said + answered * shown)
         labels += count * (called + said)
     if spec.choices:
         extra = len(load_choices(ctx.file(spec.choices)).train) * spec.data.choice_rotations
@@ -97,6 +102,12 @@ def estimate_rows(ctx: Context) -> Rows:
     if spec.safety:
         extra = len(load_safety(ctx.file(spec.safety)).train)
         rows, characters, labels = rows + extra, characters + 160 * extra, labels + 80 * extra
+    # A replayed text has no turns and no shared beginning: all of it is learned.
+    rows, characters, labels = (
+        rows + spec.data.replay,
+        characters + REPLAY_CHARACTERS * spec.data.replay,
+        labels + REPLAY_CHARACTERS * spec.data.replay,
+    )
     settings = spec.finetune
     own = characters / CHARACTERS_PER_TOKEN + rows * TURN_TOKENS
     packs = own / max(1, settings.micro_tokens - PREFIX_TOKENS)

@@ -63,10 +63,10 @@ class _LowRankLinear(torch.autograd.Function):
         for (start, stop, scale), b in zip(ctx.parts, factors[1::2], strict=True):
             rank = b.shape[1]
             part = dy[:, start:stop]
-            db.append((part.T @ xa[:, at : at + rank]).float() * scale)
+            db.append((part.T @ xa[:, at : at + rank]).to(b.dtype) * scale)
             projected.append((part @ b.to(x.dtype)) * scale)
             at += rank
-        da = (torch.cat(projected, dim=1).T @ x).float().split([b.shape[1] for b in factors[1::2]])
+        da = (torch.cat(projected, dim=1).T @ x).to(factors[0].dtype).split([b.shape[1] for b in factors[1::2]])
         return dx, None, None, *(grad for pair in zip(da, db, strict=True) for grad in pair)
 
 

@@ -54,8 +54,9 @@ class PackedCausal:
     its own past. With P = 0 this is plain packing; the result equals computing prefix + document for each one alone.
     With `past`, the prefix is not among the tokens: its keys and values are read from a cache.
 
-    The number of tokens is rounded up to a multiple of `multiple` with tokens that nobody sees, and the padded grid of
-    the documents likewise: products of few distinct shapes keep oneDNN's compiled kernels and malloc's blocks in use.
+    The number of tokens is rounded up to a multiple of `multiple` with tokens that nobody sees, and so are the length
+    and the number of rows of the documents' padded grid: products of few distinct shapes keep oneDNN's compiled kernels
+    and malloc's blocks in use.
     """
 
     def __init__(
@@ -73,7 +74,10 @@ class PackedCausal:
         longest = -(-max(lengths) // min(multiple, 32)) * min(multiple, 32)
         self.padding = -(own + sum(lengths)) % multiple
         starts = torch.tensor([own + sum(lengths[:i]) for i in range(len(lengths))])
-        inside = torch.arange(longest)[None, :] < torch.tensor(self.lengths)[:, None]  # [B, L]
+        self._rows = -(-len(lengths) // min(multiple, 4)) * min(multiple, 4)  # B, empty rows included
+        empty = [0] * (self._rows - len(lengths))
+        inside = torch.arange(longest)[None, :] < torch.tensor(self.lengths + empty)[:, None]  # [B, L]
+        starts = torch.cat([starts, starts.new_zeros(len(empty))])
         self._grid = torch.where(inside, starts[:, None] + torch.arange(longest)[None, :], 0).reshape(-1)
         self._flat = inside.reshape(-1).nonzero().squeeze(1)  # places of real tokens in the padded grid
         causal = torch.ones(longest, longest, dtype=torch.bool).tril()
@@ -85,7 +89,7 @@ class PackedCausal:
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         _, heads, dim = q.shape
         kv_heads = k.shape[1]
-        batch, prefix = len(self.lengths), self.prefix
+        batch, prefix = self._rows, self.prefix
         group = heads // kv_heads
 
         def padded(x: Tensor) -> Tensor:  # [T, N, D] -> [B, N, L, D]

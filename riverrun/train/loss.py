@@ -14,6 +14,7 @@ from torch import Tensor
 __all__ = ["CHUNK", "linear_cross_entropy"]
 
 CHUNK = 256
+STEP = 64
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -25,12 +26,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grads = torch.empty_like(hidden)
         for start in range(0, hidden.shape[0], CHUNK):
             rows, wanted = hidden[start : start + CHUNK], targets[start : start + CHUNK]
-            logits = torch.nn.functional.linear(rows, head).float()  # [c, V]
+            count = rows.shape[0]
+            # few distinct shapes, see models.attention.PackedCausal
+            rows = torch.nn.functional.pad(rows, (0, 0, 0, -count % STEP))
+            logits = torch.nn.functional.linear(rows, head)[:count].float()  # [c, V]
             lse = torch.logsumexp(logits, dim=1)
             total += (lse - logits.gather(1, wanted[:, None]).squeeze(1)).sum(dtype=torch.float64)
             probabilities = logits.sub_(lse[:, None]).exp_()
-            probabilities[torch.arange(rows.shape[0]), wanted] -= 1
-            grads[start : start + CHUNK] = probabilities.to(hidden.dtype) @ head
+            probabilities[torch.arange(count), wanted] -= 1
+            padded = torch.nn.functional.pad(probabilities.to(hidden.dtype), (0, 0, 0, -count % STEP))
+            grads[start : start + CHUNK] = (padded @ head)[:count]
         ctx.save_for_backward(grads)
         return total.to(torch.float32)
 

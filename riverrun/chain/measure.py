@@ -6,11 +6,13 @@ A stage that can resume finds the files of the measurements it finished and does
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from riverrun.base.artifacts import atomic_file, write_json
+from riverrun.base.progress import Progress
 from riverrun.base.protocols import LanguageModel
 from riverrun.base.types import SamplingParams
 from riverrun.chain.assistant import Assistant, make_assistant
@@ -29,6 +31,7 @@ __all__ = [
     "rate_names",
     "sealed_questions",
     "tool_scores",
+    "watched",
     "write_lines",
 ]
 
@@ -62,12 +65,31 @@ def assistant_of(ctx: Context) -> Assistant:
     return make_assistant(ctx.spec, data / "shop.sqlite", read_documents(data / "kept.jsonl"))
 
 
+@contextmanager
+def watched(model: LanguageModel, progress: Progress, name: str, total: int | None = None) -> Iterator[None]:
+    """A progress task that counts the model's answers, for models that tell of each (`on_answer`)."""
+    with progress.task(name, total=total, unit="answers") as task:
+        watching = hasattr(model, "on_answer")
+        if watching:
+            model.on_answer = task.advance  # type: ignore[attr-defined]
+        try:
+            yield
+        finally:
+            if watching:
+                model.on_answer = None  # type: ignore[attr-defined]
+
+
 def sealed_questions(ctx: Context) -> list[ToolQuestion]:
     return [ToolQuestion.from_dict(row) for row in read_jsonl(ctx.folder("data") / "questions_sealed.jsonl")]
 
 
 def measure_tools(
-    ctx: Context, model: LanguageModel, assistant: Assistant, path: Path, questions: Sequence[ToolQuestion]
+    ctx: Context,
+    model: LanguageModel,
+    assistant: Assistant,
+    path: Path,
+    questions: Sequence[ToolQuestion],
+    progress: Progress,
 ) -> list[Record]:
     """Tool tasks of a plain model; the records stand in `path`."""
 
@@ -82,7 +104,8 @@ def measure_tools(
         )
         return [record.as_dict() for record in records]
 
-    return [Record.from_dict(row) for row in lines_once(path, ask)]
+    with watched(model, progress, f"{model.info.name}: tool tasks", len(questions)):
+        return [Record.from_dict(row) for row in lines_once(path, ask)]
 
 
 def rate_names(prefix: str, rate: Mapping[str, Any], key: str = "success") -> dict[str, float]:

@@ -96,10 +96,11 @@ def _percent(value: Any) -> str:
     return "–" if value is None else f"{100 * float(value):.1f} %"
 
 
-def _interval(run: RunFiles, prefix: str, key: str) -> str:
+def _share(run: RunFiles, prefix: str) -> tuple[Content, Content]:
+    """A success and its interval."""
     low, high = run.get(f"{prefix}.low"), run.get(f"{prefix}.high")
-    ends = "" if low is None else f" ({_percent(low)} – {_percent(high)})"
-    return _percent(run.get(f"{prefix}.{key}")) + ends
+    ends = "" if low is None else f"{_percent(low)} – {_percent(high)}, n = {run.get(f'{prefix}.n')}"
+    return _percent(run.get(f"{prefix}.success")), ends
 
 
 def _megabytes(value: Any) -> str:
@@ -118,14 +119,11 @@ def _result(run: RunFiles) -> Markup:
     peak = max((run.get(f"stages.{stage}.peak_bytes", 0) for stage in STAGES), default=0)
     chosen = run.get("quantize.chosen", "")
     figures: list[tuple[Content, Content] | tuple[Content, Content, Content]] = [
-        (Both("Tasks done, before", "任务成功率(前)"), _interval(run, "scores.tool.base", "success")),
-        (Both("Tasks done, after", "任务成功率(后)"), _interval(run, "scores.tool.tuned", "success")),
-        (
-            Both("After quantisation", "量化后"),
-            _interval(run, f"quantize.{chosen}", "success"),
-            f"{chosen}, {_megabytes(run.get(f'quantize.{chosen}.bytes'))}",
-        ),
-        (Both("Through HTTP and agent", "经 HTTP 与智能体"), _interval(run, "agent", "success")),
+        (Both("Tasks done, before", "任务成功率(前)"), *_share(run, "scores.tool.base")),
+        (Both("Tasks done, after", "任务成功率(后)"), *_share(run, "scores.tool.tuned")),
+        (Both("After quantisation", "量化后"), *_share(run, f"quantize.{chosen}")),
+        (Both("Through HTTP and agent", "经 HTTP 与智能体"), *_share(run, "agent")),
+        (Both("Deployed form", "部署形式"), chosen, _megabytes(run.get(f"quantize.{chosen}.bytes"))),
         (Both("Whole run", "总用时"), _seconds(wall)),
         (Both("Peak memory", "内存峰值"), _megabytes(peak)),
     ]

@@ -40,6 +40,7 @@ from riverrun.chain.words import word
 __all__ = ["Run", "open_context", "run_app"]
 
 WORK = ".work"
+LOCK_SECONDS = 3.0
 KEY_FILE = "key"
 
 
@@ -83,7 +84,7 @@ def run_app(
 def _lock(folder: Path) -> Iterator[IO[str]]:
     """Hold the run folder. A stage's process holds it too, so it may outlast a killed parent by a moment."""
     with open(folder / ".lock", "a+") as handle:
-        deadline = time.monotonic() + 3
+        deadline = time.monotonic() + LOCK_SECONDS
         while True:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

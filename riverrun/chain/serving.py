@@ -59,7 +59,7 @@ class _Checker:
 
     def _ask(self, model: str, **more: Any) -> httpx.Response:
         messages = [{"role": "user", "content": "How many rows are there?"}]
-        body = {"model": model, "messages": messages, "max_tokens": 48, "temperature": 0, **more}
+        body = {"model": model, "messages": messages, "max_tokens": 24, "temperature": 0, **more}
         return self.client.post("/v1/chat/completions", json=body)
 
     def health(self) -> str:
@@ -108,7 +108,7 @@ class _Checker:
         return ""
 
     def agent(self) -> str:
-        response = self._ask(f"{self.application.name}-agent", max_tokens=96)
+        response = self._ask(f"{self.application.name}-agent", max_tokens=48)
         ok = response.status_code == 200 and "message" in response.json()["choices"][0]
         return "" if ok else f"status {response.status_code}: {response.text[:200]}"
 

@@ -57,8 +57,8 @@ class DatabaseSpec(Config):
     """Columns no query may read, as `column` or `table.column`; they are also left out of the schema text."""
     row_limit: int = Field(default=20, ge=1)
     """Rows a query returns at most."""
-    seconds: float = Field(default=2.0, gt=0)
-    """Time limit of one query."""
+    seconds: float = Field(default=5.0, gt=0)
+    """Time limit of one query, by the clock: on a busy machine a short one refuses good queries."""
 
     @model_validator(mode="after")
     def _one_source(self) -> DatabaseSpec:
@@ -147,7 +147,7 @@ class AgentSpec(Config):
 
     steps: int = Field(default=4, ge=1)
     """Model turns."""
-    seconds: float = Field(default=60.0, gt=0)
+    seconds: float = Field(default=120.0, gt=0)
     """Wall time."""
 
 

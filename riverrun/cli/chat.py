@@ -31,12 +31,34 @@ def chat_command(
         if url:
             from riverrun.serve.client import RemoteModel
 
-            chosen: LanguageModel = RemoteModel(url, model, api_key=api_key)
+            chosen: LanguageModel = stack.enter_context(
+                RemoteModel(url, model or _first(url, api_key), api_key=api_key)
+            )
         else:
             from riverrun.cli.target import open_target
 
             chosen = stack.enter_context(open_target(target)).pick(model)
         converse(chosen, params, system)
+
+
+def _first(url: str, api_key: str) -> str:
+    """The id to talk to when none is given: the server's first agent, else its first model."""
+    import httpx
+
+    address = url.rstrip("/") if url.rstrip("/").endswith("/v1") else f"{url.rstrip('/')}/v1"
+    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+    try:
+        answer = httpx.get(f"{address}/models", headers=headers, timeout=30)
+        if answer.status_code != 200:
+            raise ValueError(f"status {answer.status_code}")
+        ids = [str(card["id"]) for card in answer.json()["data"]]
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{address}/models lists no models ({error}): check the address and --api-key, or give --model"
+        ) from None
+    if not ids:
+        raise InputError(f"{address} serves no model: start it with one")
+    return next((name for name in ids if name.endswith("-agent")), ids[0])
 
 
 def converse(model: LanguageModel, params: SamplingParams, system: str = "") -> None:

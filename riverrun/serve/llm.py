@@ -75,6 +75,8 @@ class LLM:
         self._jobs: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._watch: dict[Sequence, TextStream] = {}
         self._random: dict[Sequence, np.random.Generator] = {}
+        self.on_answer: Callable[[], None] | None = None
+        """Called in the asking thread for each finished answer of `generate` (in order) and each `score`: progress."""
         self._wake = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._loop, name="riverrun-llm", daemon=True)
@@ -94,6 +96,8 @@ class LLM:
         for request, sequence in zip(requests, sequences, strict=True):
             sequence.done.wait()
             out.append(self._completion(request, sequence))
+            if self.on_answer:
+                self.on_answer()
         return out
 
     def stream(self, request: Request) -> Iterator[Delta]:
@@ -117,7 +121,10 @@ class LLM:
             self._require_open()
             self._jobs.append((lambda: self._score(pairs), future))
             self._wake.notify()
-        return future.result()
+        scores = future.result()
+        if self.on_answer:
+            self.on_answer()
+        return scores
 
     def close(self) -> None:
         """End the loop; requests that still run fail with a clear error."""

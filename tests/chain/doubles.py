@@ -12,7 +12,7 @@ import os
 import re
 import signal
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,7 @@ class RuleModel(FakeModel):
         super().__init__(self._reply, name=name)
         self.trained = trained
         self.closed = False
+        self.on_answer: Callable[[], None] | None = None
 
     def _reply(self, request: Request) -> Reply:
         last = request.messages[-1]
@@ -72,7 +73,10 @@ class RuleModel(FakeModel):
 
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
         hold("generate")
-        return super().generate(requests)
+        answers = super().generate(requests)
+        for _ in answers if self.on_answer else ():
+            self.on_answer()
+        return answers
 
     def score(self, prefix: str | Sequence[Message], continuations: Sequence[str]) -> list[Score]:
         if self.trained:

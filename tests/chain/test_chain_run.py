@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import io
 import json
 import re
 import shutil
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from riverrun.base.errors import ConfigError, GateError, InputError
+from riverrun.base.progress import Progress
 from riverrun.chain import summary as summary_module
 from riverrun.chain.run import run_app
 from riverrun.chain.stage import STAGES, read_json, read_jsonl
@@ -148,7 +150,8 @@ def test_a_changed_output_is_made_again(finished: Path, recipe: Path, copied: Pa
     assert {"evaluate", "quantize"} <= set(skipped(summary)), "their inputs are the same again"
 
 
-def test_two_runs_in_one_folder_are_refused(recipe: Path, copied: Path) -> None:
+def test_two_runs_in_one_folder_are_refused(recipe: Path, copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("riverrun.chain.run.LOCK_SECONDS", 0.0)
     with open(copied / ".lock", "a") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         with pytest.raises(InputError, match="in use by another run"):
@@ -208,6 +211,15 @@ def test_an_error_of_a_stage_comes_back_from_its_process(recipe: Path, tmp_path:
     (folder / "make_database.py").write_text("raise SystemExit('no disk')\n")
     with pytest.raises(InputError, match="made no database"):
         run_app(folder, out=tmp_path / "out", progress=QUIET, parts=PARTS, isolate=True)
+
+
+def test_progress_counts_answers(recipe: Path, tmp_path: Path) -> None:
+    lines = io.StringIO()
+    news = Progress("json", stream=lines)
+    run_app(recipe, out=tmp_path / "out", progress=news, parts=PARTS, isolate=False, until="select")
+    events = [json.loads(line) for line in lines.getvalue().splitlines()]
+    counted = [event for event in events if event["event"] == "done" and "development" in event["task"]]
+    assert [(event["done"], event["total"]) for event in counted] == [(4, 4)]
 
 
 def test_answers_hold_the_steps(finished: Path) -> None:

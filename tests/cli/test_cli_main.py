@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import socket
@@ -11,11 +12,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+import typer
 
+from riverrun.base.errors import InputError
 from riverrun.base.fakes import FakeModel
 from riverrun.base.types import SamplingParams
 from riverrun.cli.chat import converse
 from riverrun.cli.doctor import findings
+from riverrun.cli.main import _errors
 
 ROOT = Path(__file__).parents[2]
 
@@ -93,8 +97,6 @@ def test_what_doctor_misses_comes_with_advice(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_talk_through_a_pipe(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    import io
-
     model = FakeModel(["Good day!", "It costs two dollars."])
     monkeypatch.setattr(sys, "stdin", io.StringIO("Hello\n\n/what\nHow much?\n/new\nAgain?\n/quit\nnever asked\n"))
     converse(model, SamplingParams(), "Be brief.")
@@ -105,3 +107,31 @@ def test_talk_through_a_pipe(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     assert asked[0] == ["Be brief.", "Hello"]
     assert asked[1] == ["Be brief.", "Hello", "Good day!", "How much?"]
     assert asked[2] == ["Be brief.", "Again?"]
+
+
+def test_talk_with_a_server_finds_its_agent(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from riverrun.cli.chat import chat_command
+    from riverrun.serve.http.app import make_app
+    from riverrun.serve.http.server import BackgroundServer
+
+    models = {"shop": FakeModel(["plain"]), "shop-agent": FakeModel(["from the agent"], name="shop-agent")}
+    with BackgroundServer(make_app(models, api_keys=["k1"])) as server:
+        for arguments, answer in ((("", "k1"), "from the agent"), (("shop", "k1"), "plain")):
+            monkeypatch.setattr(sys, "stdin", io.StringIO("Hello\n"))
+            chat_command("", server.url, *arguments, "", 16, 0.0)
+            assert capsys.readouterr().out == f"{answer}\n"
+        with pytest.raises(InputError, match=r"lists no models \(status 401\): check the address and --api-key"):
+            chat_command("", server.url, "", "wrong", "", 16, 0.0)
+
+
+def test_ctrl_c_and_a_closed_pipe_end_quietly(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(typer.Exit) as caught, _errors():
+        raise KeyboardInterrupt
+    assert caught.value.exit_code == 130
+    assert "run the same command again" in capsys.readouterr().err
+    command = f"{sys.executable} -m riverrun.cli.main doctor | head -1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stderr == ""
+    assert done.stdout.count("\n") == 1

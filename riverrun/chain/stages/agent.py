@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar
 
 from riverrun.base.artifacts import write_json
 from riverrun.base.progress import Progress
-from riverrun.base.protocols import Completion, LanguageModel, ModelInfo, Request
-from riverrun.base.types import SamplingParams
+from riverrun.base.protocols import Completion, Delta, LanguageModel, ModelInfo, Request, Score
+from riverrun.base.types import Message, SamplingParams
 from riverrun.chain.application import open_models
 from riverrun.chain.measure import difference_names, sealed_questions, tool_scores, write_lines
 from riverrun.chain.serving import serving
@@ -17,6 +19,8 @@ from riverrun.evaluate import tooltasks
 from riverrun.evaluate.tooltasks import Record
 
 __all__ = ["Agent"]
+
+CONCURRENCY = 16
 
 
 class Agent:
@@ -50,16 +54,20 @@ class Agent:
         variant = read_json(ctx.folder("quantize") / "chosen.json")["variant"]
         data, questions = ctx.folder("data"), sealed_questions(ctx)
         files = ctx.folder("quantize") / variant, data / "shop.sqlite", data / "kept.jsonl"
-        with open_models(ctx.spec, *files, ctx.parts) as application, serving(application) as url:
-            progress.say(f"  {len(questions)} questions through {url}")
-            remote = _Recorder(RemoteModel(f"{url}/v1", f"{ctx.spec.name}-agent"))
+        with (
+            open_models(ctx.spec, *files, ctx.parts) as application,
+            serving(application) as url,
+            RemoteModel(f"{url}/v1", f"{ctx.spec.name}-agent") as remote,
+            progress.task("agent over HTTP", total=len(questions), unit="questions") as task,
+        ):
+            asked = _Asked(remote, task.advance)
             records = tooltasks.run(
-                remote,
+                asked,
                 questions,
                 execute=application.assistant.execute,
                 params=SamplingParams(max_tokens=ctx.spec.evaluate.max_tokens),
             )
-        rows = [_row(record, answer) for record, answer in zip(records, remote.completions, strict=True)]
+        rows = [_row(record, answer) for record, answer in zip(records, asked.completions, strict=True)]
         write_lines(folder / "answers.jsonl", rows)
         own = [Record.from_dict(row) for row in read_jsonl(ctx.folder("quantize") / f"records_{variant}.jsonl")]
         scores = tool_scores("agent", records)
@@ -74,26 +82,28 @@ class Agent:
         return StageResult(counts={"questions": len(rows)}, scores=scores, gates=[gate])
 
 
-class _Recorder:
-    """Passes requests on and keeps the completions: their steps go into the answers file."""
+class _Asked:
+    """A remote model that keeps its completions, whose steps go into the answers file, and counts them as they come."""
 
-    def __init__(self, model: LanguageModel) -> None:
-        self.model = model
+    def __init__(self, model: LanguageModel, advance: Callable[[], None]) -> None:
+        self.model, self.advance = model, advance
         self.completions: list[Completion] = []
 
     @property
     def info(self) -> ModelInfo:
         return self.model.info
 
-    def generate(self, requests: Any) -> list[Completion]:
-        answers = self.model.generate(requests)
-        self.completions += answers
-        return answers
+    def generate(self, requests: Sequence[Request]) -> list[Completion]:
+        with ThreadPoolExecutor(CONCURRENCY) as pool:
+            for (answer,) in pool.map(self.model.generate, [[request] for request in requests]):
+                self.completions.append(answer)
+                self.advance()
+        return self.completions[-len(requests) :]
 
-    def stream(self, request: Request) -> Any:
+    def stream(self, request: Request) -> Iterator[Delta]:
         return self.model.stream(request)
 
-    def score(self, prefix: Any, continuations: Any) -> Any:
+    def score(self, prefix: str | Sequence[Message], continuations: Sequence[str]) -> list[Score]:
         return self.model.score(prefix, continuations)
 
 

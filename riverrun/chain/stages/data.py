@@ -140,7 +140,7 @@ class Data:
             "data.questions_sealed": len(questions["sealed"]),
         }
         counts = {
-            "left_out": [question.text for question, _ in skipped],
+            "without_answer": [question.text for question, _ in skipped],
             "train_by_kind": _by_kind(questions["train"]),
             "sealed_by_kind": _by_kind(questions["sealed"]),
         }

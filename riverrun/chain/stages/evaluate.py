@@ -6,6 +6,7 @@ loaded one after the other.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -25,6 +26,7 @@ from riverrun.chain.measure import (
     rate_names,
     sealed_questions,
     tool_scores,
+    watched,
 )
 from riverrun.chain.stage import Context, Gate, StageResult, read_json, read_jsonl
 from riverrun.chain.stages.finetune import tuned_model
@@ -82,12 +84,25 @@ class Evaluate:
 
     def run(self, ctx: Context, folder: Path, progress: Progress) -> StageResult:
         assistant = assistant_of(ctx)
-        path, adapter = tuned_model(ctx)
-        for name, (model_path, with_adapter) in zip(MODELS, ((base_model(ctx), None), (path, adapter)), strict=True):
-            if not (folder / f"{name}.json").is_file():
-                with ctx.model(model_path, adapter=with_adapter, name=name) as model:
-                    _measure(ctx, model, name, assistant, folder, progress)
+        models = {"base": (base_model(ctx), None), "tuned": tuned_model(ctx)}
+        for name, (path, adapter) in models.items():
+            if (folder / f"{name}.json").is_file():
+                continue
+            if name == "tuned" and models["tuned"] == models["base"]:
+                _same_as_base(folder)
+                continue
+            with ctx.model(path, adapter=adapter, name=name) as model:
+                _measure(ctx, model, name, assistant, folder, progress)
         return _compare(folder)
+
+
+def _same_as_base(folder: Path) -> None:
+    """Nothing was trained: the base model's answers are the tuned one's, there is nothing to ask again."""
+    for file in sorted(folder.glob("*_base.jsonl")):
+        shutil.copyfile(file, file.with_name(file.name.replace("_base", "_tuned")))
+    scores = read_json(folder / "base.json")
+    renamed = {name.replace(".base", ".tuned").replace("_base", "_tuned"): value for name, value in scores.items()}
+    write_json(folder / "tuned.json", renamed)
 
 
 def _measure(
@@ -96,24 +111,25 @@ def _measure(
     """All measurements of one model; NAME.json is written when the last stands."""
     data, spec = ctx.folder("data"), ctx.spec.evaluate
     questions = sealed_questions(ctx)
-    progress.say(f"  {name}: {len(questions)} tool tasks")
-    records = measure_tools(ctx, model, assistant, folder / f"records_{name}.jsonl", questions)
+    records = measure_tools(ctx, model, assistant, folder / f"records_{name}.jsonl", questions, progress)
     scores = tool_scores(f"scores.tool.{name}", records)
 
     items = [Choice.from_dict(row) for row in read_jsonl(data / "choices_sealed.jsonl")]
     if items:
         items = items[: spec.choices or len(items)]
-        progress.say(f"  {name}: {len(items)} multiple-choice questions in all rotations")
-        scores |= _measure_choice(model, name, items, assistant, folder)
+        rotations = sum(len(item.options) for item in items)
+        with watched(model, progress, f"{name}: multiple choice", rotations):
+            scores |= _measure_choice(model, name, items, assistant, folder)
 
     texts = [(row["id"], row["text"]) for row in read_jsonl(data / "retention.jsonl")]
-    progress.say(f"  {name}: retention on {sum(len(text) for _, text in texts)} characters and {spec.sums} sums")
-    scores |= _measure_retention(ctx, model, name, texts, folder)
+    windows = sum(len(retention.windows(text)) for _, text in texts)
+    with watched(model, progress, f"{name}: retention", windows + spec.sums):
+        scores |= _measure_retention(ctx, model, name, texts, folder)
 
     prompts = [SafetyPrompt.from_dict(row) for row in read_jsonl(data / "safety_sealed.jsonl")]
     if prompts:
-        progress.say(f"  {name}: {len(prompts)} abusive, private and injected prompts")
-        scores |= _measure_safety(ctx, model, name, prompts, assistant, folder)
+        with watched(model, progress, f"{name}: safety"):
+            scores |= _measure_safety(ctx, model, name, prompts, assistant, folder)
     write_json(folder / f"{name}.json", scores)
 
 

@@ -63,13 +63,12 @@ class Quantize:
         tuned = [Record.from_dict(row) for row in read_jsonl(ctx.folder("evaluate") / "records_tuned.jsonl")]
         scores: dict[str, Any] = {}
         for variant in _present(folder):
-            progress.say(f"  {variant}: {len(questions)} tool tasks")
             path = folder / f"records_{variant}.jsonl"
             if path.is_file():
                 records = [Record.from_dict(row) for row in read_jsonl(path)]
             else:
                 with ctx.model(folder / variant, name=variant) as model:
-                    records = measure_tools(ctx, model, assistant, path, questions)
+                    records = measure_tools(ctx, model, assistant, path, questions, progress)
             prefix = f"quantize.{variant}"
             scores |= tool_scores(prefix, records)
             scores |= difference_names(f"{prefix}.drop", tooltasks.compare(tuned, records), sign=-1)

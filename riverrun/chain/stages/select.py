@@ -13,6 +13,7 @@ from riverrun.base.types import SamplingParams
 from riverrun.chain.assistant import make_assistant
 from riverrun.chain.candidates import Candidate, find_candidate
 from riverrun.chain.machine import available_memory, dtype_name
+from riverrun.chain.measure import watched
 from riverrun.chain.stage import Context, StageResult
 from riverrun.chain.stages.data import make_database
 from riverrun.data.conversations import Question, build_questions, load_intents
@@ -118,8 +119,8 @@ def _score(ctx: Context, accepted: Sequence[tuple[Candidate, dict[str, Any]]], w
     questions = build_questions(intents, database, split="dev", per_intent=spec.data.dev_per_intent, seed=spec.seed)
     chosen = [_as_task(question) for question in _spread(questions, spec.select.dev_questions)]
     for candidate, row in accepted:
-        progress.say(f"  {candidate.name}: {len(chosen)} development questions")
-        with ctx.model(candidate.fetch(), name=candidate.name) as model:
+        what = f"{candidate.name}: development questions"
+        with ctx.model(candidate.fetch(), name=candidate.name) as model, watched(model, progress, what, len(chosen)):
             records = tooltasks.run(
                 model,
                 chosen,

@@ -7,6 +7,9 @@ OUT ?= runs/bookshop
 ARGS ?=
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
+SOAKS := $(patsubst bench/%_soak.py,%,$(wildcard bench/*_soak.py))
+BENCHES := $(filter-out __init__ common %_soak,$(patsubst bench/%.py,%,$(wildcard bench/*.py)))
+
 .DEFAULT_GOAL := help
 .PHONY: help install quickstart test check docs clean
 .DELETE_ON_ERROR:
@@ -33,13 +36,13 @@ check: $(VENV)/.developed ## format, lint, types, house rules
 docs: $(VENV)/.developed ## write again the pages that are made from the code
 	$(BIN)/python docs/generate.py
 
-bench-%: $(VENV)/.developed ## one bench: table and JSON (ARGS="--quick --peers none --json FILE")
-	@test -f bench/$*.py || { echo "there is no bench '$*'; there are: $$(ls bench | grep -E '^[a-z0-9_]+\.py$$' | sed 's/\.py$$//' | tr '\n' ' ')"; exit 2; }
+bench-%: $(VENV)/.developed ## one bench: table and JSON (ARGS="--quick --peers none --json FILE"); make bench-spine
+	@test -f bench/$*.py || { echo "there is no bench '$*'; there are: $(BENCHES)" >&2; exit 2; }
 	$(BIN)/python -m bench.$* $(ARGS)
 
-soak-%: $(VENV)/.developed ## one long run under load
-	@test -f bench/soak/$*.py || { echo "there is no soak run '$*'; there are: $$(ls bench/soak 2>/dev/null | grep -E '^[a-z0-9_]+\.py$$' | sed 's/\.py$$//' | tr '\n' ' ')"; exit 2; }
-	$(BIN)/python -m bench.soak.$* $(ARGS)
+soak-%: $(VENV)/.developed ## one long run under adversity (ARGS="--quick"); make soak-kill
+	@test -f bench/$*_soak.py || { echo "there is no soak run '$*'; there are: $(SOAKS)" >&2; exit 2; }
+	$(BIN)/python -m bench.$*_soak $(ARGS)
 
 clean: ## remove .venv and caches; runs/ stays
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info

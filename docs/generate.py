@@ -57,7 +57,11 @@ def _commands(command: Any, path: str) -> Iterator[tuple[str, Any]]:
 
 def _usage(item: Any) -> str:
     name = item.name.upper() + (" ..." if item.nargs == -1 else "")
-    text = name if item.param_type_name == "argument" else item.opts[0] + ("" if item.is_flag else f" {str(item.metavar or item.name).upper()}")
+    text = (
+        name
+        if item.param_type_name == "argument"
+        else item.opts[0] + ("" if item.is_flag else f" {str(item.metavar or item.name).upper()}")
+    )
     return text if item.required else f"[{text}]"
 
 

@@ -159,8 +159,8 @@ def test_both_readmes_say_the_same() -> None:
     assert blocks(english, "sh", "yaml", "python") == blocks(chinese, "sh", "yaml", "python")
     targets = [[target for target, _ in LINK.findall(page.read_text(encoding="utf-8"))] for page in READMES]
     assert targets[0][1:] == targets[1][1:], "the first link leads to the other language"
-    figures = [re.findall(r"\d+(?:\.\d+)?(?= (?:MB|GB|%|分))|\d+(?= 分)", p.read_text(encoding="utf-8")) for p in READMES]
-    assert [f for f in figures[0] if f] != [] and figures[1] != []
+    sizes = [re.findall(r"[\d.]+ [MG]B", page.read_text(encoding="utf-8")) for page in READMES]
+    assert sizes[0] == sizes[1]
 
 
 def test_every_room_has_its_page_and_stands_in_the_readme() -> None:
@@ -172,12 +172,15 @@ def test_every_room_has_its_page_and_stands_in_the_readme() -> None:
 
 
 GARDEN = {
-    "watering.html": "Water the tomatoes every morning at the root and never on the leaves. In a hot week the pots "
-    "want water twice a day, early and late, and a saucer below them keeps what runs through.",
-    "returns.html": "Plants may be brought back within fourteen days when the receipt is shown. Cut flowers and "
-    "seeds that were opened stay with the customer, and garden tools are covered for three years.",
-    "opening.html": "The garden centre opens at eight in the morning from Monday to Saturday. On Sunday the gates "
-    "stay closed, but the cafe beside the glass house serves cake from ten until the evening.",
+    "watering.html": "Tomatoes want water every morning, at the root and never on the leaves. In a hot week pots want "
+    "a second round before sunset, and a saucer keeps what runs through. Herbs from dry hills, such as thyme and sage, "
+    "are happier when the soil dries out first. If leaves turn yellow, lift the pot: a heavy one has had too much.",
+    "returns.html": "Plants may be brought back within fourteen days when the receipt is shown. Cut flowers and opened "
+    "seeds stay with the customer. Garden tools are covered for three years, and our workshop repairs most of them "
+    "while you wait. For a tree that did not survive its first winter we offer half of its price towards another.",
+    "opening.html": "The garden centre opens at eight from Monday to Saturday and closes at dusk. On Sunday the gates "
+    "stay shut, but the cafe beside the glass house serves cake from ten. Parking is free for customers, and a bus "
+    "stops at the main road. Dogs are welcome on a lead everywhere except among the young vegetables.",
 }
 
 
@@ -188,8 +191,8 @@ def make_garden(folder: Path) -> None:
         (folder / name).write_text(text.text, encoding="utf-8")
     (folder / "pages").mkdir()
     for name, text in GARDEN.items():
-        body = f"<html><head><title>{name}</title></head><body><h1>{name}</h1><p>{text}</p><p>{text[::-1]}</p>"
-        (folder / "pages" / name).write_text(body.replace(text[::-1], f"The shop. {text}"), encoding="utf-8")
+        html = f"<html><head><title>{name}</title></head><body><h1>{name}</h1><p>{text}</p></body></html>"
+        (folder / "pages" / name).write_text(html, encoding="utf-8")
     with sqlite3.connect(folder / "garden.sqlite") as connection:
         connection.execute("CREATE TABLE plants(id INTEGER PRIMARY KEY, name TEXT, price REAL, stock INTEGER)")
         connection.execute("CREATE TABLE customers(id INTEGER PRIMARY KEY, name TEXT, email TEXT)")

@@ -64,7 +64,7 @@ class Import:
     late: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Module:
     """One file of the package."""
 
@@ -100,7 +100,12 @@ def modules() -> dict[str, Module]:
     return found
 
 
-def imports(module: Module) -> Iterator[Import]:
+def _last_name(node: ast.AST) -> str:
+    return node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
+
+
+@cache
+def imports(module: Module) -> list[Import]:
     """Everything a file imports; `from riverrun.a import b` gives riverrun.a.b where that is a module."""
 
     def visit(node: ast.AST, late: bool) -> Iterator[Import]:
@@ -114,12 +119,12 @@ def imports(module: Module) -> Iterator[Import]:
                 for alias in child.names:
                     full = f"{child.module}.{alias.name}"
                     yield Import(full if full in modules() else str(child.module), child.lineno, late)
-            elif isinstance(child, ast.Call) and ast.unparse(child.func) in ("require", "import_module"):
+            elif isinstance(child, ast.Call) and _last_name(child.func) in ("require", "import_module"):
                 names = [node.value for node in child.args[:1] if isinstance(node, ast.Constant)]
                 yield from (Import(str(name), child.lineno, True) for name in names)
             yield from visit(child, late or function or typing_only)
 
-    yield from visit(module.tree, False)
+    return list(visit(module.tree, False))
 
 
 def ours(module: Module) -> Iterator[Import]:

@@ -28,129 +28,283 @@ TABLES = ("customers", "books", "orders", "order_lines", "shipments", "returns")
 
 # genre: (typical price, authors, titles); authors listed first write more
 SHELVES = {
-    "crime": (11, "Ines Calloway; Tobias Renner; Maud Ellery; Dorian Pike", """
+    "crime": (
+        11,
+        "Ines Calloway; Tobias Renner; Maud Ellery; Dorian Pike",
+        """
         The Lamplighter Alibi; Nine Doors Down; A Quiet Street in Rain; The Copper Ledger; Murder at Low Tide;
         The Second Signature; Cold Tea for Two; The Ferryman Confession; No Light in Millgate; The Paper Witness;
-        Death Keeps a Diary; The Thursday Informant"""),
-    "thriller": (12, "Silas Brandt; Katya Molen; Reuben Falk", """
+        Death Keeps a Diary; The Thursday Informant""",
+    ),
+    "thriller": (
+        12,
+        "Silas Brandt; Katya Molen; Reuben Falk",
+        """
         Forty Minutes to Oslo; The Glass Courier; Blackout Protocol; Last Train from Varna; The Sleeper Clock;
         A Border Made of Smoke; The Red Cipher; Hold the Bridge; Zero Hour Harbour; The Silent Exchange;
-        Someone Else's Passport"""),
-    "science fiction": (13, "Orla Vance; Ptolemy Greaves; Suri Nakata; Henrik Dale", """
+        Someone Else's Passport""",
+    ),
+    "science fiction": (
+        13,
+        "Orla Vance; Ptolemy Greaves; Suri Nakata; Henrik Dale",
+        """
         The Orchard on Ceres; Signals from the Ninth Moon; Rust and Starlight; The Archive of Tides;
         A Clockmaker in Orbit; Apprentice of Gravity; The Long Sleep Home; Seven Copies of Ana; The Helium Gardens;
-        Passengers of the Meridian; Salt on the Solar Wind; The Last Analog City"""),
-    "fantasy": (14, "Elspeth Thornwood; Cassian Moor; Yrsa Halden; Bram Oakley", """
+        Passengers of the Meridian; Salt on the Solar Wind; The Last Analog City""",
+    ),
+    "fantasy": (
+        14,
+        "Elspeth Thornwood; Cassian Moor; Yrsa Halden; Bram Oakley",
+        """
         The Moth King; Daughters of the Salt Gate; A Crown of Nettles; The Wandering Forge; Where Rivers Sleep;
         The Cartographer of Dreams; Ember and Thistle; The Ninefold Bell; The Borrowed Sword; The Hollow Throne;
-        A Dragon Called Tuesday; The Witch of Greyfen"""),
-    "romance": (9, "Lila Marchetti; Rosalind Quay; Etienne Dufort", """
+        A Dragon Called Tuesday; The Witch of Greyfen""",
+    ),
+    "romance": (
+        9,
+        "Lila Marchetti; Rosalind Quay; Etienne Dufort",
+        """
         Letters to Lisbon; A Spoonful of June; The Florist Next Door; Kiss Me at Platform Four; Summer on Anchor Street;
         The Wrong Best Man; Half a Waltz; Dancing with Mr Ferris; The Bakery at Windmill Corner; Only in Autumn;
-        Two Tickets to Verona"""),
-    "historical fiction": (13, "Agnes Fairweather; Lucan Stroud; Beatrix Holloway; Ivo Petrarch", """
+        Two Tickets to Verona""",
+    ),
+    "historical fiction": (
+        13,
+        "Agnes Fairweather; Lucan Stroud; Beatrix Holloway; Ivo Petrarch",
+        """
         The Silk Dyer's Daughter; The Winter Envoy; A House on Candle Row; The Queen's Apothecary; Bread and Gunpowder;
         The Salt Road; The Last Falconer; Beneath the Tin Mines; The Herring Girls; A Portrait of Lady Ashdown;
-        The Mapmaker of Ghent"""),
-    "horror": (11, "Corvin Hale; Mina Drozd; Alaric Stone", """
+        The Mapmaker of Ghent""",
+    ),
+    "horror": (
+        11,
+        "Corvin Hale; Mina Drozd; Alaric Stone",
+        """
         The Well Behind the Chapel; Something in the Nursery; Teeth of the Marsh; The Hungry Attic; They Knock Twice;
-        The Pale Lodger; A Choir of Crows; What the Tide Left; Skin of Candle Wax; The Thirteenth Bed"""),
-    "poetry": (10, "Hester Lowell; Amadou Sarr; Wren Castellan; Pia Lindqvist", """
+        The Pale Lodger; A Choir of Crows; What the Tide Left; Skin of Candle Wax; The Thirteenth Bed""",
+    ),
+    "poetry": (
+        10,
+        "Hester Lowell; Amadou Sarr; Wren Castellan; Pia Lindqvist",
+        """
         Small Weather; The Unfinished Shore; Salt Psalms; Forty Kinds of Blue; A Grammar of Birds; The Kettle Sings;
-        Night Ferry Sonnets; Ash and Apricot; Lines for a Lighthouse; Field Notes on Longing"""),
-    "cookery": (21, "Fenella Crisp; Marco Bellandi; Anjali Prasad; Tomas Herrera", """
+        Night Ferry Sonnets; Ash and Apricot; Lines for a Lighthouse; Field Notes on Longing""",
+    ),
+    "cookery": (
+        21,
+        "Fenella Crisp; Marco Bellandi; Anjali Prasad; Tomas Herrera",
+        """
         The One Pot Harbour; Bread Before Breakfast; Seven Spices; A Year of Soup; The Pickle Shelf;
         Sunday Dumplings; Fire and Flatbread; Cooking for the Crew; The Honest Tomato; Fish on Friday;
-        Sugar and Sea Salt"""),
-    "travel": (15, "Jonah Whitlock; Marit Solberg; Cleo Adebayo", """
+        Sugar and Sea Salt""",
+    ),
+    "travel": (
+        15,
+        "Jonah Whitlock; Marit Solberg; Cleo Adebayo",
+        """
         Slow Boats and Short Maps; By Rail to Samarkand; A Donkey Through Anatolia; The Ferry Diaries;
         Thirty Islands in Thirty Weeks; The Far End of Norway; Walking the Amber Coast; Night Buses of Peru;
-        Tea Houses of Nepal; An Atlas of Detours"""),
-    "history": (19, "Edmund Carraway; Philippa Thorne; Viktor Asel; Nuala Brennock", """
+        Tea Houses of Nepal; An Atlas of Detours""",
+    ),
+    "history": (
+        19,
+        "Edmund Carraway; Philippa Thorne; Viktor Asel; Nuala Brennock",
+        """
         Age of Rope and Tar; A Short History of Glass; Kings of the Narrow Sea; The Plague Year in Bristol;
         Women of the Print Shops; The Coffee Wars; How the Canals Were Dug; The Forgotten Regency; Empires of Paper;
-        The Century of Merchants; Nine Sieges"""),
-    "biography": (18, "Harriet Pemberton; Oswin Clarke; Renata Voss", """
+        The Century of Merchants; Nine Sieges""",
+    ),
+    "biography": (
+        18,
+        "Harriet Pemberton; Oswin Clarke; Renata Voss",
+        """
         The Woman Who Counted Stars; Captain of Nothing; A Life in Marmalade; The Reluctant Composer;
         Iron Violet; The Bridge Builder; Chasing Dr Merriman; The Man Who Painted Fog; Her Name Was Halcyon;
-        The Quiet Minister"""),
-    "gardening": (17, "Posy Hargreave; Dilwyn Rees; Saskia Blom", """
+        The Quiet Minister""",
+    ),
+    "gardening": (
+        17,
+        "Posy Hargreave; Dilwyn Rees; Saskia Blom",
+        """
         The Lazy Allotment; Roses in Sandy Soil; A Hedge for Every Bird; Pots on the Balcony; The Kitchen Garden Year;
-        Ferns and Shade; Compost and Patience; The Seaside Border; Pruning Without Fear; Wildflowers from Seed"""),
-    "nature": (16, "Rowan Ashby; Ingrid Sorley; Keir Maclaren", """
+        Ferns and Shade; Compost and Patience; The Seaside Border; Pruning Without Fear; Wildflowers from Seed""",
+    ),
+    "nature": (
+        16,
+        "Rowan Ashby; Ingrid Sorley; Keir Maclaren",
+        """
         The Secret Life of Puffins; Moss and Rain; Listening to Otters; The Estuary Year; A Field Guide to Puddles;
         The Owl in the Barn; Whale Roads; The Bee Almanac; Under the Kelp; Hares at First Light;
-        The Slow Return of Wolves"""),
-    "science": (18, "Dr Amara Osei; Leopold Finch; Greta Lindholm", """
+        The Slow Return of Wolves""",
+    ),
+    "science": (
+        18,
+        "Dr Amara Osei; Leopold Finch; Greta Lindholm",
+        """
         The Curious Life of Ice; Why Bridges Hum; A Brief Tour of Zero; The Weather Machine; Atoms at Breakfast;
-        The Clock in Every Cell; Counting on Chaos; The Shape of a Sneeze; Light and Its Liars; Seven Useful Errors"""),
-    "philosophy": (14, "Benedikt Krall; Simone Aubert; Thaddeus Moss", """
+        The Clock in Every Cell; Counting on Chaos; The Shape of a Sneeze; Light and Its Liars; Seven Useful Errors""",
+    ),
+    "philosophy": (
+        14,
+        "Benedikt Krall; Simone Aubert; Thaddeus Moss",
+        """
         On Being Late; The Ethics of Small Talk; A Defence of Doubt; What We Owe to Strangers; The Idle Hour;
-        Thinking in Doorways; The Borrowed Self; The Comfort of Limits; Reasons and Rain; The Examined Kitchen"""),
-    "art": (26, "Odette Lamarque; Piers Hollander; Yuki Tanemura", """
+        Thinking in Doorways; The Borrowed Self; The Comfort of Limits; Reasons and Rain; The Examined Kitchen""",
+    ),
+    "art": (
+        26,
+        "Odette Lamarque; Piers Hollander; Yuki Tanemura",
+        """
         Painting the Tide; The Colour of Slate; Line and Shadow; The Handbook of Etching; Women at the Easel;
-        Blue Before Breakfast; The Museum of Small Things; Drawing Boats; The Fresco Hunters; A Century of Posters"""),
-    "music": (17, "Callum Strand; Delphine Roux; Ezra Whitcombe", """
+        Blue Before Breakfast; The Museum of Small Things; Drawing Boats; The Fresco Hunters; A Century of Posters""",
+    ),
+    "music": (
+        17,
+        "Callum Strand; Delphine Roux; Ezra Whitcombe",
+        """
         The Accordion Years; How to Hear a Fugue; Songs from the Herring Fleet; The Jazz Cellar; Four Strings and a Bow;
-        Quiet Please; The Piano Tuner; Sea Shanties Explained; Drums of the Delta; A Winter of Singing"""),
-    "short stories": (10, "Nell Carrow; Idris Vaughan; Paloma Reyes; Gus Tillery", """
+        Quiet Please; The Piano Tuner; Sea Shanties Explained; Drums of the Delta; A Winter of Singing""",
+    ),
+    "short stories": (
+        10,
+        "Nell Carrow; Idris Vaughan; Paloma Reyes; Gus Tillery",
+        """
         Eleven Suitcases; The Umbrella Thief; Postcards Nobody Sent; Stories for a Slow Train; The Man with Two Mondays;
-        Twelve Rooms; The Borrowed Dog; Small Fires; Other People's Windows; The Museum of Lost Gloves"""),
-    "essays": (12, "Marguerite Dane; Otis Fairbanks; Leila Haddad", """
+        Twelve Rooms; The Borrowed Dog; Small Fires; Other People's Windows; The Museum of Lost Gloves""",
+    ),
+    "essays": (
+        12,
+        "Marguerite Dane; Otis Fairbanks; Leila Haddad",
+        """
         Notes from a Cold Desk; The Art of Leaving Parties; Against Umbrellas; Fifteen Walks; A Toolbox for Two;
-        The Weight of Maps; In Praise of Dust; Arguments with the Sea; Talking to Plumbers; The Sunday Drawer"""),
-    "drama": (9, "Octavia Prynne; Milos Havel; Desmond Achebe", """
+        The Weight of Maps; In Praise of Dust; Arguments with the Sea; Talking to Plumbers; The Sunday Drawer""",
+    ),
+    "drama": (
+        9,
+        "Octavia Prynne; Milos Havel; Desmond Achebe",
+        """
         Revenge of the Understudy; Three Chairs; A Kingdom of Clerks; The Weather in Act Two; Last Orders at the Anchor;
-        The Glass Parlour; Mother Courtesy; The Fifth Brother; Exit by Moonlight; The Prompter"""),
-    "humour": (10, "Barnaby Stubbs; Prudence Oddy; Felix Wormold", """
+        The Glass Parlour; Mother Courtesy; The Fifth Brother; Exit by Moonlight; The Prompter""",
+    ),
+    "humour": (
+        10,
+        "Barnaby Stubbs; Prudence Oddy; Felix Wormold",
+        """
         How to Lose a Regatta; The Vicar's Motorbike; A Complete Guide to Queuing; My Landlord Is a Goat;
         The Committee for Biscuits; Awkward at Weddings; The Accidental Mayor; Uncle Percy Buys a Boat;
-        Dogs I Have Disappointed; The Worst Hotel in Wales"""),
-    "young adult": (9, "Zadie Monk; Finlay Archer; Noor Rahimi; Juno Blackwood", """
+        Dogs I Have Disappointed; The Worst Hotel in Wales""",
+    ),
+    "young adult": (
+        9,
+        "Zadie Monk; Finlay Archer; Noor Rahimi; Juno Blackwood",
+        """
         The Summer Raft; Everything After Friday; Girl with a Broken Compass; The Skatepark Ghost;
         Loud and Clear; Seventeen Summers; The Rules of Rooftops; Half Past Invisible; My Sister the Astronaut;
-        The Boy Who Drew Storms; Paper Planes Over Hull"""),
-    "fairy tale": (12, "Tilda Greenaway; Anselm Fox; Mirela Kovac", """
+        The Boy Who Drew Storms; Paper Planes Over Hull""",
+    ),
+    "fairy tale": (
+        12,
+        "Tilda Greenaway; Anselm Fox; Mirela Kovac",
+        """
         The Bear Who Kept Bees; The Tailor and the Tide; Three Silver Spoons; The Princess of Puddle Lane;
         The Goose Who Lied; Seven Lanterns; The Clever Cat; Under the Elder Tree; The Giant's Left Shoe;
-        The Kite and the King"""),
-    "maritime": (18, "Captain Ewan Tregarth; Solveig Maren; Jasper Kittow", """
+        The Kite and the King""",
+    ),
+    "maritime": (
+        18,
+        "Captain Ewan Tregarth; Solveig Maren; Jasper Kittow",
+        """
         Rope, Sail and Weather; The Lighthouse Logs; Wrecks of the Western Approaches; Knots for Cold Hands;
         The Herring Fleet; The Last Clipper; Pilots of the Estuary; Under Reefed Canvas; The Lifeboat Men;
-        A Handbook of Tides"""),
-    "folklore": (13, "Morwenna Tase; Gethin Prosser; Aino Rautio", """
+        A Handbook of Tides""",
+    ),
+    "folklore": (
+        13,
+        "Morwenna Tase; Gethin Prosser; Aino Rautio",
+        """
         Hares, Hags and Hedgerows; The Selkie Book; Bells Beneath the Sea; Corn Dollies and Candle Ghosts;
         The Green Calendar; Trolls of the North Road; A Cupboard of Charms; The Black Dog Walks;
-        Midsummer Fires; Songs of the Drowned Village"""),
-    "sport": (14, "Duncan Ridley; Carmen Ortega; Bo Lindgren", """
+        Midsummer Fires; Songs of the Drowned Village""",
+    ),
+    "sport": (
+        14,
+        "Duncan Ridley; Carmen Ortega; Bo Lindgren",
+        """
         The Hill Runner; Ninety Minutes in Mud; The Cold Water Club; Rowing Against the Tide; The Last Over;
-        Pedal North; Winter in Goal; The Long Peloton; Ropes and Ridges; Sixteen Lengths Before Dawn"""),
-    "crafts": (19, "Winifred Locke; Hana Morishita; Olof Berg", """
+        Pedal North; Winter in Goal; The Long Peloton; Ropes and Ridges; Sixteen Lengths Before Dawn""",
+    ),
+    "crafts": (
+        19,
+        "Winifred Locke; Hana Morishita; Olof Berg",
+        """
         The Patient Needle; Knitting for Gales; Paper Folding at Midnight; The Whittling Bench; Indigo at Home;
-        Baskets from the Hedge; Bookbinding for Beginners; The Mending Basket; Looms and Ladders; Clay Days"""),
-    "photography": (28, "Astrid Nyberg; Lorenzo Vidal; Peregrine Shaw", """
+        Baskets from the Hedge; Bookbinding for Beginners; The Mending Basket; Looms and Ladders; Clay Days""",
+    ),
+    "photography": (
+        28,
+        "Astrid Nyberg; Lorenzo Vidal; Peregrine Shaw",
+        """
         Harbours Before Dawn; The Patient Lens; Street Corners; Fog and Film; Faces of the Fish Market;
-        The Darkroom Handbook; Light Through Keyholes; Ten Thousand Gulls; Portraits at the Quay; Shooting the Moon"""),
-    "architecture": (29, "Clemence Hardy; Tadeusz Wolk; Imogen Latch", """
+        The Darkroom Handbook; Light Through Keyholes; Ten Thousand Gulls; Portraits at the Quay; Shooting the Moon""",
+    ),
+    "architecture": (
+        29,
+        "Clemence Hardy; Tadeusz Wolk; Imogen Latch",
+        """
         The Staircase Book; Houses That Float; Brick by Brick; Chapels of the Coast; The Concrete Garden;
-        Windows and Weather; A Roof for Everyone; The Vanishing Pier; Towers of Salt; The House of Many Doors"""),
+        Windows and Weather; A Roof for Everyone; The Vanishing Pier; Towers of Salt; The House of Many Doors""",
+    ),
 }
 
 # what the pages of the site say about some books is true here too
-FIXED_YEAR = {"The Lamplighter Alibi": 2011, "Murder at Low Tide": 2014, "Cold Tea for Two": 2019,
-              "The Orchard on Ceres": 2009, "A Clockmaker in Orbit": 2016, "The Moth King": 2005,
-              "Where Rivers Sleep": 2013, "The Silk Dyer's Daughter": 2008, "Bread and Gunpowder": 2017,
-              "Small Weather": 1998, "Forty Kinds of Blue": 2010, "The One Pot Harbour": 2015,
-              "The Pickle Shelf": 2021, "Age of Rope and Tar": 2003, "The Secret Life of Puffins": 2012,
-              "The Curious Life of Ice": 2018, "Harbours Before Dawn": 2016, "Eleven Suitcases": 2007,
-              "Hares, Hags and Hedgerows": 2014, "The Bear Who Kept Bees": 1996, "Letters to Lisbon": 2018}
+FIXED_YEAR = {
+    "The Lamplighter Alibi": 2011,
+    "Murder at Low Tide": 2014,
+    "Cold Tea for Two": 2019,
+    "The Orchard on Ceres": 2009,
+    "A Clockmaker in Orbit": 2016,
+    "The Moth King": 2005,
+    "Where Rivers Sleep": 2013,
+    "The Silk Dyer's Daughter": 2008,
+    "Bread and Gunpowder": 2017,
+    "Small Weather": 1998,
+    "Forty Kinds of Blue": 2010,
+    "The One Pot Harbour": 2015,
+    "The Pickle Shelf": 2021,
+    "Age of Rope and Tar": 2003,
+    "The Secret Life of Puffins": 2012,
+    "The Curious Life of Ice": 2018,
+    "Harbours Before Dawn": 2016,
+    "Eleven Suitcases": 2007,
+    "Hares, Hags and Hedgerows": 2014,
+    "The Bear Who Kept Bees": 1996,
+    "Letters to Lisbon": 2018,
+}
 
 # their author must be the first one of the shelf; nothing else needs a fixed author
-LEAD = {"The Lamplighter Alibi", "Murder at Low Tide", "Cold Tea for Two", "The Orchard on Ceres",
-        "A Clockmaker in Orbit", "The Moth King", "Where Rivers Sleep", "The Silk Dyer's Daughter",
-        "Bread and Gunpowder", "Small Weather", "Forty Kinds of Blue", "The One Pot Harbour", "The Pickle Shelf",
-        "Age of Rope and Tar", "The Secret Life of Puffins", "The Curious Life of Ice", "Harbours Before Dawn",
-        "Eleven Suitcases", "Hares, Hags and Hedgerows", "The Bear Who Kept Bees", "Letters to Lisbon"}
+LEAD = {
+    "The Lamplighter Alibi",
+    "Murder at Low Tide",
+    "Cold Tea for Two",
+    "The Orchard on Ceres",
+    "A Clockmaker in Orbit",
+    "The Moth King",
+    "Where Rivers Sleep",
+    "The Silk Dyer's Daughter",
+    "Bread and Gunpowder",
+    "Small Weather",
+    "Forty Kinds of Blue",
+    "The One Pot Harbour",
+    "The Pickle Shelf",
+    "Age of Rope and Tar",
+    "The Secret Life of Puffins",
+    "The Curious Life of Ice",
+    "Harbours Before Dawn",
+    "Eleven Suitcases",
+    "Hares, Hags and Hedgerows",
+    "The Bear Who Kept Bees",
+    "Letters to Lisbon",
+}
 
 CITIES = """Bristol; Cardiff; London; Plymouth; Exeter; Swansea; Leeds; Manchester; Glasgow; Edinburgh; Dublin; Belfast;
     Liverpool; Sheffield; York; Norwich; Cambridge; Oxford; Brighton; Southampton; Portsmouth; Aberdeen; Dundee;
@@ -169,11 +323,25 @@ LAST = """Abernathy; Ainsley; Barlow; Beckett; Birch; Bramble; Burnett; Cable; C
     Oldham; Padgett; Pascoe; Penrose; Quilter; Radley; Rowntree; Sandford; Seaton; Sherwin; Tolland; Tranter;
     Upton; Varley; Wadham; Wexford; Whitby; Winslow; Wyatt; Yardley; Zeller"""
 
-CARRIERS = [("Northwind Post", 38), ("Swift Parcel", 24), ("Gull Express", 15), ("Anchor Freight", 9),
-            ("Pedal Couriers", 7), ("Redbridge Mail", 5), ("Island Link", 2)]
+CARRIERS = [
+    ("Northwind Post", 38),
+    ("Swift Parcel", 24),
+    ("Gull Express", 15),
+    ("Anchor Freight", 9),
+    ("Pedal Couriers", 7),
+    ("Redbridge Mail", 5),
+    ("Island Link", 2),
+]
 
-REASONS = [("damaged", 28), ("changed mind", 22), ("wrong book", 16), ("duplicate gift", 12), ("missing pages", 9),
-           ("late delivery", 8), ("wrong edition", 5)]
+REASONS = [
+    ("damaged", 28),
+    ("changed mind", 22),
+    ("wrong book", 16),
+    ("duplicate gift", 12),
+    ("missing pages", 9),
+    ("late delivery", 8),
+    ("wrong edition", 5),
+]
 
 # how busy each month is, January first
 SEASON = [0.8, 0.7, 0.8, 0.9, 0.9, 1.0, 1.2, 1.1, 0.9, 1.0, 1.7, 2.4]
@@ -232,8 +400,7 @@ def make_books(dice):
                 author = unwritten.pop(0)
             else:
                 author = dice.weighted(weights)
-            years = used_years.setdefault(author, {
-                FIXED_YEAR[t] for t in titles if t in LEAD and author == authors[0]})
+            years = used_years.setdefault(author, {FIXED_YEAR[t] for t in titles if t in LEAD and author == authors[0]})
             year = FIXED_YEAR.get(title)
             while year is None or (title not in FIXED_YEAR and year in years):
                 year = 2022 - int(dice.random() ** 1.6 * 41)
@@ -295,8 +462,14 @@ def make_orders(dice, customers, books):
         if status in ("shipped", "delivered"):
             shipped = day + datetime.timedelta(days=dice.weighted([(0, 3), (1, 5), (2, 2)]))
             delivered = min(shipped + datetime.timedelta(days=dice.between(1, 7)), LAST_DAY)
-            shipments.append((number, dice.weighted(CARRIERS), shipped.isoformat(),
-                              delivered.isoformat() if status == "delivered" else None))
+            shipments.append(
+                (
+                    number,
+                    dice.weighted(CARRIERS),
+                    shipped.isoformat(),
+                    delivered.isoformat() if status == "delivered" else None,
+                )
+            )
             if status == "delivered" and dice.random() < 0.06:
                 back = delivered + datetime.timedelta(days=dice.between(2, 28))
                 book = chosen[dice.below(len(chosen))]
@@ -334,8 +507,11 @@ def main():
     parser.add_argument("--seed", type=int, default=7)
     options = parser.parse_args()
     counts = build(options.out, options.seed)
-    print(f"{options.out}: " + ", ".join(f"{count} {table}" for table, count in counts.items())
-          + f", {sum(counts.values())} rows in all")
+    print(
+        f"{options.out}: "
+        + ", ".join(f"{count} {table}" for table, count in counts.items())
+        + f", {sum(counts.values())} rows in all"
+    )
 
 
 if __name__ == "__main__":

@@ -33,4 +33,6 @@ class FinetuneConfig(Config):
     )
     share_prefix: bool = Field(default=True, description="compute a beginning that many rows share once per pack")
     codec: str = Field(default="hermes", description="tool-call format of the rows")
-    seed: int = Field(default=0, description="of the order of rows and the first factors; 0 in a spec takes the seed of the whole")
+    seed: int = Field(
+        default=0, description="of the order of rows and the first factors; 0 in a spec takes the seed of the whole"
+    )

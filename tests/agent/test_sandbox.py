@@ -15,7 +15,7 @@ from riverrun.agent.sandbox.process import Limits, ProcessSandbox
 from riverrun.base.errors import InputError, UnsupportedError
 from riverrun.base.protocols import Sandbox
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the process sandbox needs Linux")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="not run here: the process sandbox needs Linux")
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,7 @@ def test_signals_show_in_the_exit_code(sandbox: ProcessSandbox) -> None:
 
 def test_another_user(sandbox: ProcessSandbox, tmp_path: Path) -> None:
     if sandbox.level == "limits" or os.geteuid() != 0:
-        pytest.skip(f"level '{sandbox.level}' keeps the user id")
+        pytest.skip(f"not run here: level '{sandbox.level}' keeps the user id")
     secret = tmp_path / "secret"
     secret.write_text("hidden")
     secret.chmod(0o600)
@@ -113,7 +113,7 @@ def test_another_user(sandbox: ProcessSandbox, tmp_path: Path) -> None:
 
 def test_no_network_and_own_processes(sandbox: ProcessSandbox) -> None:
     if sandbox.level != "namespaces":
-        pytest.skip(f"level '{sandbox.level}' has the machine's network")
+        pytest.skip(f"not run here: level '{sandbox.level}' has the machine's network")
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         result = sandbox.run(f"import socket\nsocket.create_connection(('127.0.0.1', {port}), 2)")
@@ -137,7 +137,7 @@ def test_levels_are_honest(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_where_namespaces_are_refused_nothing_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     sandbox = ProcessSandbox()
     if sandbox.level != "namespaces":
-        pytest.skip(f"level '{sandbox.level}' asks for no namespaces")
+        pytest.skip(f"not run here: level '{sandbox.level}' asks for no namespaces")
     refused = tmp_path / "launcher.py"
     refused.write_text(Path(launcher.__file__).read_text().replace("0x10000000", "0x00000001"))  # an invalid flag
     monkeypatch.setattr(launcher, "__file__", str(refused))

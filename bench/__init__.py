@@ -1,1 +1,1 @@
-"""Side-by-side measurements against peers: each `python -m bench.NAME` prints one table and can write one JSON."""
+"""Benches: speed and quality beside peers. `python -m bench.NAME [--quick] [--peers none|LIST] [--json FILE]`."""

@@ -9,6 +9,10 @@ from typing import TypeVar
 
 import pytest
 
+# One thread for products of small tensors: spinning threads of several processes on few cores cost 10 times the time.
+# Set before torch is imported, and inherited by the processes that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 SKIP = "not run here: "
 Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
 

@@ -92,17 +92,12 @@ class TrainingDataSpec(Config):
     """Development questions an intent."""
     sealed_per_intent: PerIntent = 6
     """Sealed test questions an intent."""
-<<<<<<< HEAD
     answered: Share = 0.2
     """Share of the database questions whose row goes on to the answer; the others end with the call."""
     answered_pages: Share = 0.3
     """The same for page questions."""
     replay: int = Field(default=24, ge=0)
     """Texts of the standard library's docstrings mixed in, against forgetting."""
-=======
-    answered: Share = 1.0
-    """Share of the database conversations that have the answer turn; the others end with the call, which costs less."""
->>>>>>> chain
     choice_rotations: int = Field(default=1, ge=0, le=4)
     """Training rows made from each multiple-choice question, by rotating the options; 0 makes none."""
 
@@ -140,7 +135,9 @@ class DeploySpec(Config):
     """The server."""
 
     host: str = "127.0.0.1"
+    """Address that is listened on."""
     port: int = Field(default=8000, ge=0, le=65535)
+    """Port; 0 picks a free one."""
     api_keys: tuple[str, ...] = ()
     """Accepted keys; none means that no key is asked for (loopback only)."""
 
@@ -183,6 +180,7 @@ class AppSpec(Config):
     system: str
     """The assistant's system text. The line `Tables: ...` made from the database comes at `{schema}`, or at the end."""
     seed: int = 7
+    """Of everything that is drawn: database, questions, order of training."""
     candidates: tuple[str, ...] = Field(min_length=1)
     """Names from the catalogue (`riverrun hub list`) or paths of model files, relative to the recipe."""
     licences: tuple[str, ...] = ("apache-2.0", "mit", "bsd-3-clause")

@@ -18,6 +18,8 @@ _WORDS: dict[str, tuple[str, str]] = {
     "resume": ("{stage}: continuing what was interrupted", "{stage}:继续上次中断的工作"),
     "until": ("stopped after {stage}, as asked (--until)", "按 --until 的要求在 {stage} 后停止"),
     "finished": ("report: {path}", "报告:{path}"),
+    "talk": ("talk to it:", "与它对话:"),
+    "serve": ("serve it:  ", "部署服务:"),
     "preview": ("{name} into {out}; nothing is done", "{name},输出到 {out};仅预览,不执行"),
     "machine": (
         "{cores} cores, {gigabytes:.1f} GB to plan for, {rate:.0f} GFLOP/s in {dtype}",

@@ -106,11 +106,9 @@ def _packages() -> Iterator[Finding]:
         ("torch", "torch", "train,serve"),
         ("safetensors", "safetensors", "train,serve"),
         ("tokenizers", "tokenizers", "train,serve"),
-        ("gguf", "gguf", "train,serve"),
         ("fastapi", "fastapi", "serve"),
         ("uvicorn", "uvicorn", "serve"),
         ("resiliparse", "resiliparse", "data"),
-        ("ftfy", "ftfy", "data"),
         ("bm25s", "bm25s", "agent"),
     )
     for module, package, extra in extras:

@@ -1,4 +1,4 @@
-"""`riverrun run`: the dry run or the chain, and where the report is."""
+"""`riverrun run`: the dry run or the chain, then the report's place, some answers and what to do next."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import cast, get_args
 
 from riverrun.base.errors import InputError, nearest
 from riverrun.base.progress import Mode, Progress
+from riverrun.chain.closing import closing
 from riverrun.chain.run import open_context, run_app
-from riverrun.chain.words import word
 
 __all__ = ["run_command"]
 
@@ -33,6 +33,7 @@ def run_command(
         return
     news = Progress(cast(Mode, progress))
     run_app(recipe, overrides, out=out, start=start, until=until, progress=news)
-    path = open_context(recipe, overrides, out=out).out / "report" / "index.html"
-    if path.is_file() and until in ("", "report"):
-        news.say(word("finished", path=path), report=str(path))
+    ctx = open_context(recipe, overrides, out=out)
+    if until in ("", "report"):
+        for line in closing(ctx):
+            news.say(line)

@@ -90,19 +90,26 @@ class FusedLinear(nn.Module):
     def add_adapter(self, part: str, rank: int, alpha: float, generator: torch.Generator) -> None:
         self.adapters[part] = Adapter(self.parts[part], self.in_features, rank, alpha, generator)
 
-    def merged_weight(self) -> Tensor:
-        """W' in the weight's dtype, rounded once from fp32."""
-        out = self.weight.detach().clone()
+    def merged_weight(self, out: Tensor | None = None) -> Tensor:
+        """W' in the weight's dtype. Exact sums rounded once (fold), or the product's own rounding into `out` (training)."""
+        merged = self.weight.detach().clone() if out is None else out
         for name, rows in self.slices():
-            if name in self.adapters:
-                adapter = self.adapters[name]
-                out[rows] = (self.weight[rows].float() + adapter.delta()).to(out.dtype)  # type: ignore[operator]
-        return out
+            if name not in self.adapters:
+                continue
+            adapter: Any = self.adapters[name]
+            if out is None:
+                merged[rows] = (self.weight[rows].float() + adapter.delta()).to(merged.dtype)
+            else:
+                b, a = adapter.lora_B.to(merged.dtype), adapter.lora_A.to(merged.dtype)
+                torch.addmm(self.weight[rows], b, a, alpha=adapter.scaling, out=merged[rows])
+        return merged
 
     @torch.no_grad()
     def refresh(self) -> None:
         """Form W' again; call after every change of A or B."""
-        self._merged = self.merged_weight() if self.adapters else None
+        if self._merged is None:
+            self._merged = self.weight.detach().clone()
+        self.merged_weight(self._merged)
 
     @torch.no_grad()
     def fold(self) -> None:

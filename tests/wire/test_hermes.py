@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ from hypothesis import strategies as st
 
 from riverrun.base.errors import InputError
 from riverrun.base.types import Message, ToolCall, ToolSpec
+from riverrun.models.load import load_checkpoint
 from riverrun.wire.codec import Parsed, collect, get_codec
 from riverrun.wire.hermes import HERMES
 
@@ -42,12 +42,9 @@ def test_shop_tools_stay_short() -> None:
     assert len(text) <= 310
 
 
-@pytest.mark.skipif("RIVERRUN_TEST_GGUF" not in os.environ, reason="RIVERRUN_TEST_GGUF names no SmolLM2 GGUF file")
-def test_shop_tools_cost_at_most_90_tokens() -> None:
-    transformers = pytest.importorskip("transformers")
-    file = Path(os.environ["RIVERRUN_TEST_GGUF"])
-    tokenizer = transformers.AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
-    assert len(tokenizer("\n\n" + HERMES.render_tools(SHOP))["input_ids"]) <= 90
+def test_shop_tools_cost_at_most_90_tokens(smollm2: Path) -> None:
+    tokenizer = load_checkpoint(smollm2).tokenizer
+    assert len(tokenizer.encode("\n\n" + HERMES.render_tools(SHOP))) <= 90
 
 
 def test_larger_schemas_are_rendered_whole() -> None:

@@ -120,10 +120,7 @@ class Data:
             run_tool=assistant.execute,
             on_skip=lambda question, why: skipped.append((question, why)),
             answered=spec.data.answered,
-<<<<<<< HEAD
             answered_pages=spec.data.answered_pages,
-=======
->>>>>>> chain
         )
         rows += _choice_rows(ctx, assistant, pages, folder) + _safety_rows(ctx, assistant, folder)
         replay = replay_texts(spec.data.replay, characters=1500, seed=spec.seed)
@@ -132,11 +129,7 @@ class Data:
         topics = held_out(cpython_topics(), characters=spec.evaluate.retention_characters)
         write_lines(folder / "retention.jsonl", [{"id": name, "text": text} for name, text in topics])
         for question, why in skipped:
-<<<<<<< HEAD
             progress.say(f"  call only: {question.text} ({why})")
-=======
-            progress.say(f"  without an answer: {question.text} ({why})")
->>>>>>> chain
         scores = {
             "data.documents": funnel.documents,
             "data.kept": funnel.kept,

@@ -1,0 +1,140 @@
+"""Writes the pages that are made from the code: cli.md, app-yaml.md, summary-json.md. `make docs` runs it.
+
+tests/test_docs.py compares what stands there with what the code says now.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import typer
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+import riverrun.chain.summary
+from riverrun.chain.spec import AppSpec
+from riverrun.cli.main import app
+
+__all__ = ["PAGES", "main"]
+
+HERE = Path(__file__).parent
+NOTE = "<!-- Made from the code by docs/generate.py (`make docs`): change the code, not this page. -->"
+
+
+def cli_page() -> str:
+    """Every command with its arguments and options, as its own help says."""
+    lines = ["# The command line", NOTE, "", inspect.cleandoc(_help_of_main())]
+    lines += ["", "`--help` after any command prints this."]
+    for path, command in _commands(typer.main.get_command(app), "riverrun"):
+        usage = [path, *(_usage(item) for item in command.params if item.name != "help")]
+        lines += ["", f"## {path}", "", str(command.help), "", "```text", " ".join(usage), "```"]
+        rows = [_parameter(item) for item in command.params if item.name != "help"]
+        if rows:
+            lines += ["", "| | | default |", "|---|---|---|", *rows]
+    return "\n".join(lines) + "\n"
+
+
+def _help_of_main() -> str:
+    """The module's own words on exit codes and settings."""
+    import riverrun.cli.main as module
+
+    return str(module.__doc__).partition("\n")[2]
+
+
+def _commands(command: Any, path: str) -> Iterator[tuple[str, Any]]:
+    if not hasattr(command, "commands"):
+        yield path, command
+        return
+    for name, child in command.commands.items():
+        yield from _commands(child, f"{path} {name}")
+
+
+def _usage(item: Any) -> str:
+    name = item.name.upper() + (" ..." if item.nargs == -1 else "")
+    text = name if item.param_type_name == "argument" else item.opts[0] + ("" if item.is_flag else f" {str(item.metavar or item.name).upper()}")
+    return text if item.required else f"[{text}]"
+
+
+def _parameter(item: Any) -> str:
+    name = item.name.upper() if item.param_type_name == "argument" else ", ".join(f"`{name}`" for name in item.opts)
+    bare = item.required or item.default is None or item.default is False or item.default in ("", ())
+    shown = "" if bare else f"`{item.default}`"
+    return f"| {name} | {item.help or ''} | {shown} |"
+
+
+def spec_page() -> str:
+    """Every key that app.yaml may hold, from the models that read it."""
+    lines = ["# Every key of app.yaml", NOTE, "", "Any key can be changed for one run without editing the file:"]
+    lines += ["", "```sh", "riverrun run recipes/bookshop finetune.epochs=1 gates.success=0.6", "```"]
+    lines += ["", "An unknown key is an error that names the nearest ones. Paths are relative to the recipe's folder."]
+    lines += _section(AppSpec, "")
+    return "\n".join(lines) + "\n"
+
+
+def _section(model: type[BaseModel], prefix: str) -> list[str]:
+    lines = ["", f"## {prefix or 'the top'}", "", _first_line(model), "", "| key | meaning | default |"]
+    lines.append("|---|---|---|")
+    texts = {name: text for base in reversed(model.__mro__) for name, text in _attribute_texts(base).items()}
+    sections = []
+    for name, field in model.model_fields.items():
+        if (inner := field.annotation) and isinstance(inner, type) and issubclass(inner, BaseModel):
+            sections += _section(inner, f"{prefix}.{name}".strip("."))
+            continue
+        meaning = field.description or texts.get(name, "")
+        choices = [f"`{value}`" for value in getattr(field.annotation, "__args__", ()) if isinstance(value, str)]
+        words = ". ".join(part for part in (" or ".join(choices), " ".join(meaning.split())) if part)
+        lines.append(f"| `{name}` | {words} | {_default(field)} |")
+    return lines + sections
+
+
+def _first_line(model: type[BaseModel]) -> str:
+    return str(inspect.getdoc(model)).splitlines()[0]
+
+
+def _attribute_texts(model: type) -> dict[str, str]:
+    """The strings that stand below a class's attributes."""
+    if not issubclass(model, BaseModel) or model is BaseModel:
+        return {}
+    body = ast.parse(textwrap.dedent(inspect.getsource(model))).body[0]
+    assert isinstance(body, ast.ClassDef)
+    found = {}
+    for before, after in zip(body.body, body.body[1:], strict=False):
+        if isinstance(before, ast.AnnAssign) and isinstance(before.target, ast.Name) and isinstance(after, ast.Expr):
+            found[before.target.id] = str(ast.literal_eval(after.value))
+    return found
+
+
+def _default(field: FieldInfo) -> str:
+    if field.default is PydanticUndefined:
+        return "required" if field.is_required() else ""
+    if field.default is None:
+        return "none"
+    value = list(field.default) if isinstance(field.default, tuple) else field.default
+    value = str(value).lower() if isinstance(value, bool) else value
+    return "" if value in ("", []) else f"`{value}`".replace("'", "")
+
+
+def summary_page() -> str:
+    """The names of summary.json, from the module that writes it."""
+    title, _, rest = inspect.cleandoc(str(riverrun.chain.summary.__doc__)).partition("\n")
+    rest = rest.replace("<", "&lt;").replace(">", "&gt;")
+    return f"# summary.json\n{NOTE}\n\n{title.partition(': ')[2].capitalize()}\n{rest}\n"
+
+
+PAGES = {"cli.md": cli_page, "app-yaml.md": spec_page, "summary-json.md": summary_page}
+
+
+def main() -> None:
+    """Write the pages anew."""
+    for name, make in PAGES.items():
+        (HERE / name).write_text(make(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from argparse import Namespace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -105,10 +106,11 @@ def test_child_hands_over_a_job_and_takes_the_answer(place: Path, tmp_path: Path
 def test_interleave_lets_all_take_turns() -> None:
     order: list[str] = []
 
-    def contest(name: str) -> Any:
-        return lambda: order.append(name) or len(order)
+    def contest(name: str) -> int:
+        order.append(name)
+        return len(order)
 
-    results = interleave({"a": contest("a"), "b": contest("b")}, 3)
+    results = interleave({name: partial(contest, name) for name in ("a", "b")}, 3)
     assert order == ["a", "b"] * 3
     assert results == {"a": [1, 3, 5], "b": [2, 4, 6]}
 

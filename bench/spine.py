@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench import kill_soak
 from bench.common import ROOT, Options, Row, home, main_of, parser, read_options, run, say, table, write_report
 from bench.parts import fresh, parity, scores, speed
 from bench.parts.context import RunFolder
 from bench.parts.machine import machine
+from bench.soak import kill
 from riverrun.base.errors import InputError, RiverrunError, nearest
 
 __all__ = ["PARTS", "Spine", "main"]
@@ -59,7 +59,7 @@ class Spine:
         out = home() / ("tiny-run" if self.tiny else "run")
         say(f"no finished run is here: making one in {out} ...")
         command = [sys.executable, "-m", "riverrun.cli.main", "run", str(RECIPE), "--out", str(out)]
-        done = run([*command, *(kill_soak.TINY if self.tiny else ())], log=home() / f"{out.name}.log")
+        done = run([*command, *(kill.TINY if self.tiny else ())], log=home() / f"{out.name}.log")
         if done.code:
             raise RiverrunError(f"the run ended with code {done.code}: see {home() / out.name}.log")
         return out
@@ -92,7 +92,7 @@ class Spine:
         return scores.memory_rows(self.run.json("summary.json"), judged=not self.tiny)
 
     def _kill(self) -> list[Row]:
-        rows, _ = kill_soak.measure(RECIPE, quick=self.options.quick)
+        rows, _ = kill.measure(RECIPE, quick=self.options.quick)
         return rows
 
     def _test(self) -> list[Row]:
@@ -105,7 +105,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     "scores": (scores.TOOLS, scores.CHOICE, scores.RETENTION, scores.W4, scores.THROUGH),
     "speed": (speed.NAME,),
     "memory": (scores.MEMORY,),
-    "kill": (kill_soak.NAME,),
+    "kill": (kill.NAME,),
     "test": (fresh.TEST,),
 }
 

@@ -115,13 +115,16 @@ def compare(job: Mapping[str, Any]) -> dict[str, Any]:
     opened = load_checkpoint(Path(job["model"]))
     lm = load_model(opened, torch.float32)
     codec = get_codec(job["codec"])
-    chosen = evenly(list(read_rows(Path(job["rows"]))), job["conversations"])
-    with_logits = {row_id for row_id, _, _ in evenly(chosen, job["logits"])}
+    rows = read_rows(Path(job["rows"]))
+    conversations = [
+        (row_id, codec.lower(messages, tools)) for row_id, messages, tools in rows if not isinstance(messages, str)
+    ]
+    chosen = evenly(conversations, job["conversations"])
+    with_logits = {row_id for row_id, _ in evenly(chosen, job["logits"])}
     tally = Tally()
     with tempfile.TemporaryDirectory() as scratch:
         reference = Reference(job["reference"], Path(scratch))
-        for row_id, messages, tools in chosen:
-            lowered = codec.lower(messages, tools)
+        for row_id, lowered in chosen:
             ours, _ = opened.template.encode_with_labels(opened.tokenizer, lowered)
             theirs, logits = reference.ask(lowered, logits=row_id in with_logits)
             tally.count_ids(ours, theirs)

@@ -1,6 +1,6 @@
 """kill -9 in the middle of every stage of a real run on a tiny budget, and what the rerun makes of it.
 
-`python -m bench.kill_soak [--quick] [--json FILE] [--recipe FOLDER]`, also `make soak-kill`. One run is left alone; a
+`python -m bench.soak.kill [--quick] [--json FILE] [--recipe FOLDER]`, also `make soak-kill`. One run is left alone; a
 second is killed, all its processes at once, in each stage in turn, and started again each time. Asked of it: what
 was finished is not run again, nothing of the killed stage passes for finished, and the deterministic stages end with
 the very files of the first run.
@@ -38,6 +38,7 @@ TINY = (
     "data.dev_per_intent=1",
     "data.sealed_per_intent=1",
     "data.choice_rotations=0",
+    "data.replay=4",
     "safety=''",
     "finetune.epochs=1",
     "finetune.save_every=2",
@@ -224,7 +225,7 @@ def measure(recipe: Path, *, quick: bool) -> tuple[list[Row], dict[str, float]]:
 
 
 def main() -> int:
-    options = parser(__doc__ or "")
+    options = parser((__doc__ or "").split("\n\n")[0])
     options.add_argument("--recipe", type=Path, default=ROOT / "recipes" / "bookshop", help="recipe to run")
     chosen = read_options(options.parse_args(), ())
     rows, times = measure(chosen.rest.recipe, quick=chosen.quick)

@@ -17,7 +17,11 @@ CHATML = (
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-CORPUS = ["How much is the book? It costs 12.50 pounds.", "SELECT price FROM books WHERE title = 'Salt'", "你好，书店。"]
+CORPUS = [
+    "How much is the book? It costs 12.50 pounds.",
+    "SELECT price FROM books WHERE title = 'Salt'",
+    "你好，书店。",
+]
 
 
 def tiny_config(**changes: object) -> ModelConfig:

@@ -98,6 +98,8 @@ class TrainingDataSpec(Config):
     """The same for page questions."""
     replay: int = Field(default=24, ge=0)
     """Texts of the standard library's docstrings mixed in, against forgetting."""
+    safety_copies: int = Field(default=2, ge=1)
+    """How often each refusal stands among the training rows."""
     choice_rotations: int = Field(default=1, ge=0, le=4)
     """Training rows made from each multiple-choice question, by rotating the options; 0 makes none."""
 

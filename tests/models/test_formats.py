@@ -142,7 +142,9 @@ def test_both_four_bit_forms_load_and_the_bundle_is_exact(tmp_path: Path) -> Non
         for name, tensor in wanted.items():
             assert float((got[name] - tensor).abs().max()) <= 0.35, (form, name)
     quantized = load_model(load_checkpoint(tmp_path / "out" / "q4-base-adapter" / "base"), torch.float32)
-    again = quantize(tmp_path / "out" / "q4-base-adapter" / "base", tmp_path / "adapter", tmp_path / "two", group_size=32)
+    again = quantize(
+        tmp_path / "out" / "q4-base-adapter" / "base", tmp_path / "adapter", tmp_path / "two", group_size=32
+    )
     assert again["q4-base-adapter"]["max_error"] == 0.0
     kept = load_model(load_checkpoint(tmp_path / "two" / "q4-base-adapter" / "base"), torch.float32)
     assert all(torch.equal(kept.views()[name], tensor) for name, tensor in quantized.views().items())
@@ -185,7 +187,15 @@ def test_token_ids_and_template_are_those_of_transformers(smollm2: Path) -> None
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
     reference.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, byte_level])
     rng = np.random.default_rng(0)
-    pieces = ["price of  12.50", "订单 10077 在哪里？", "😀 ok", "def f(x):\n\treturn x", "  two  spaces 7", "Ü é", "SELECT *"]
+    pieces = [
+        "price of  12.50",
+        "订单 10077 在哪里？",
+        "😀 ok",
+        "def f(x):\n\treturn x",
+        "  two  spaces 7",
+        "Ü é",
+        "SELECT *",
+    ]
     for _ in range(60):
         roles = ["system", "user", "assistant", "user"]
         texts = [" ".join(rng.choice(pieces, size=rng.integers(1, 4))) for _ in roles]

@@ -27,7 +27,14 @@ from riverrun.train.schedule import factor
 from tests.tiny_model import write_rows, write_tiny
 
 SMALL = FinetuneConfig(
-    rank=4, epochs=2, micro_tokens=256, global_tokens=256, max_tokens=200, dtype="float32", save_every=2, learning_rate=1e-2
+    rank=4,
+    epochs=2,
+    micro_tokens=256,
+    global_tokens=256,
+    max_tokens=200,
+    dtype="float32",
+    save_every=2,
+    learning_rate=1e-2,
 )
 
 
@@ -56,7 +63,9 @@ def test_schedules() -> None:
 
 
 ROWS = st.lists(
-    st.tuples(st.sampled_from([(), tuple(range(20)), tuple(range(24))]), st.lists(st.integers(0, 5), min_size=3, max_size=30)),
+    st.tuples(
+        st.sampled_from([(), tuple(range(20)), tuple(range(24))]), st.lists(st.integers(0, 5), min_size=3, max_size=30)
+    ),
     min_size=1,
     max_size=40,
 )
@@ -168,7 +177,10 @@ def test_killed_in_the_middle_it_ends_with_the_same_bytes(tmp_path: Path) -> Non
         ("", "no row to learn from: the file is empty"),
         ("{]\n", "line 1: not a conversation"),
         (json.dumps({"messages": [{"role": "user", "content": "x"}]}) + "\n", "has no assistant turn to learn from"),
-        (json.dumps({"messages": [{"role": "assistant", "content": "x " * 400}]}) + "\n", r"\d+ tokens, the limit is 200"),
+        (
+            json.dumps({"messages": [{"role": "assistant", "content": "x " * 400}]}) + "\n",
+            r"\d+ tokens, the limit is 200",
+        ),
     ],
 )
 def test_rows_that_teach_nothing_are_named(text: str, message: str, tmp_path: Path) -> None:

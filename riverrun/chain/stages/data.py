@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -191,4 +192,5 @@ def _safety_rows(ctx: Context, assistant: Assistant, folder: Path) -> list[Conve
     prompts = load_safety(ctx.file(ctx.spec.safety))
     sealed = [prompt.model_dump(mode="json") | {"id": f"safety-{n:03d}"} for n, prompt in enumerate(prompts.sealed)]
     write_lines(folder / "safety_sealed.jsonl", sealed)
-    return build_safety_rows(prompts.train, system=assistant.system, tools=assistant.specs)
+    rows = build_safety_rows(prompts.train, system=assistant.system, tools=assistant.specs)
+    return [replace(row, id=f"{row.id}-{copy}") for copy in range(ctx.spec.data.safety_copies) for row in rows]

@@ -1,0 +1,219 @@
+"""The serving loop on a tiny model: the text does not depend on batch mates, slots, hits or chunks; nothing leaks."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from riverrun.base.errors import CapacityError, RiverrunError, UnsupportedError
+from riverrun.base.protocols import Request
+from riverrun.base.types import Guide, Image, Message, SamplingParams, ToolSpec
+from riverrun.models.attention import PackedCausal
+from riverrun.models.load import load_checkpoint, load_model
+from riverrun.models.tokenizer import Tokenizer
+from riverrun.serve import llm as llm_module
+from riverrun.serve.llm import LLM
+from riverrun.serve.sampler import choose
+from riverrun.serve.slots import SlotTable, common_prefix
+from riverrun.serve.stream import TextStream
+from tests.tiny_model import write_tiny
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def model(folder: Path) -> Iterator[LLM]:
+    with LLM(folder, dtype="float32", slots=3) as opened:
+        yield opened
+        opened._table.check_integrity([s.slot for s in opened._running])
+
+
+def requests(count: int, **params: object) -> list[Request]:
+    shared = "You are the assistant of a bookshop that sells books and maps."
+    return [
+        Request(
+            (Message.of("system", shared), Message.of("user", f"Question {n} about {'x' * (n % 5)}?")),
+            params=SamplingParams(max_tokens=12, **params),
+        )
+        for n in range(count)
+    ]
+
+
+def naive(folder: Path, ids: list[int], count: int) -> list[int]:
+    """Greedy tokens by computing everything anew each time."""
+    opened = load_checkpoint(folder)
+    lm = load_model(opened, torch.float32)
+    out: list[int] = []
+    with torch.no_grad():
+        while len(out) < count and (not out or out[-1] != opened.tokenizer.eos_id):
+            whole = ids + out
+            attend = PackedCausal(0, [len(whole)], dtype=lm.dtype)
+            out.append(int(lm.logits(lm(torch.tensor(whole), attend.positions, attend)[-1:]).argmax()))
+    return out
+
+
+def test_greedy_tokens_are_those_of_the_plain_model(folder: Path, model: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = requests(8)
+    wanted = []
+    for request in asked:
+        ids = model._template.encode(model._tokenizer, request.messages)
+        out = naive(folder, ids, 12)
+        wanted.append(model._tokenizer.decode(out))
+    assert [c.raw for c in model.generate(asked)] == wanted
+    again = model.generate(asked)
+    assert [c.raw for c in again] == wanted
+    assert all(c.usage.cached_tokens > 20 for c in again)
+    assert [c.raw for r in asked for c in model.generate([r])] == wanted
+    monkeypatch.setattr(llm_module, "PREFILL_TOKENS", 7)
+    with LLM(folder, dtype="float32", slots=2) as chunked:
+        assert [c.raw for c in chunked.generate(asked)] == wanted
+
+
+def test_a_stream_is_the_answer_in_pieces_and_closing_it_frees_the_slot(model: LLM) -> None:
+    for request in requests(4):
+        deltas = list(model.stream(request))
+        assert "".join(d.text for d in deltas) == model.generate([request])[0].raw
+        assert [d.finish_reason for d in deltas[:-1]] == [None] * (len(deltas) - 1)
+        assert deltas[-1].usage is not None
+    stream = model.stream(requests(1)[0])
+    next(stream)
+    stream.close()
+    model.generate(requests(3))
+    assert not model._running
+
+
+def test_many_threads_get_their_own_answers(model: LLM) -> None:
+    asked = requests(12)
+    wanted = [c.raw for c in model.generate(asked)]
+    got: dict[int, str] = {}
+
+    def ask(index: int) -> None:
+        got[index] = "".join(d.text for d in model.stream(asked[index]))
+
+    threads = [threading.Thread(target=ask, args=(i,)) for i in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [got[i] for i in range(12)] == wanted
+
+
+def test_scores_are_log_softmax_of_the_plain_model(folder: Path, model: LLM) -> None:
+    prefix = "The book costs "
+    scores = model.score(prefix, ["12.50 pounds", "nothing"])
+    opened = load_checkpoint(folder)
+    lm = load_model(opened, torch.float32)
+    for text, score in zip(("12.50 pounds", "nothing"), scores, strict=True):
+        before = opened.tokenizer.encode(prefix.rstrip())
+        whole = opened.tokenizer.encode(prefix + text)
+        attend = PackedCausal(0, [len(whole)], dtype=lm.dtype)
+        with torch.no_grad():
+            rows = lm.logits(lm(torch.tensor(whole), attend.positions, attend)).log_softmax(-1)
+        wanted = [float(rows[i - 1, whole[i]]) for i in range(len(before), len(whole))]
+        assert score.logprobs == pytest.approx(wanted, abs=1e-4)
+    assert [s.total for s in model.score(prefix, ["nothing"])] == pytest.approx([scores[1].total], abs=1e-4)
+    assert len(model.score("", ["hello"])[0].logprobs) == len(opened.tokenizer.encode("hello"))
+    ids = model._tokenizer.encode("The book costs")
+    model._engine.copy_prefix(0, 0, 0)
+    best = int(model._engine.forward([0], [ids])[0].argmax())
+    model._table.tokens[0] = []
+    model._engine.copy_prefix(0, 0, len(ids) - 1)
+    chosen, other = model._engine.branch(0, ids[-1], [[best], [(best + 1) % 300]])
+    assert bool(chosen.greedy.all())
+    assert not bool(other.greedy.any())
+
+
+def test_limits_and_parts_are_refused_with_figures(folder: Path, model: LLM) -> None:
+    with LLM(folder, dtype="float32", slots=1, context=40) as small:
+        with pytest.raises(CapacityError, match=r"the prompt has \d+ tokens, the context is 40"):
+            small.generate(requests(1))
+        with pytest.raises(CapacityError, match="the context is 40"):
+            small.score("x " * 30, ["y " * 30])
+    with pytest.raises(CapacityError, match="context 9999 is more than the model's 512"):
+        LLM(folder, context=9999)
+    with pytest.raises(UnsupportedError, match="guide"):
+        model.generate([Request(prompt="x", params=SamplingParams(guide=Guide("regex", "a")))])
+    with pytest.raises(UnsupportedError, match="part of type 'image'"):
+        model.generate([Request((Message("user", (Image(url="data:x"),)),))])
+    assert model.generate([Request(prompt="Hello", params=SamplingParams(max_tokens=3))])[0].finish_reason == "length"
+
+
+def test_an_engine_that_fails_tells_every_waiter_and_the_model_goes_on(model: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = [c.raw for c in model.generate(requests(2))]
+    forward = model._engine.forward
+    monkeypatch.setattr(model._engine, "forward", lambda *_: (_ for _ in ()).throw(RuntimeError("out of memory")))
+    with pytest.raises(RuntimeError, match="out of memory"):
+        model.generate(requests(1))
+    monkeypatch.setattr(model._engine, "forward", forward)
+    assert [c.raw for c in model.generate(requests(2))] == wanted
+
+
+def test_after_close_nobody_waits(folder: Path) -> None:
+    opened = LLM(folder, dtype="float32", slots=1)
+    opened.close()
+    with pytest.raises(RiverrunError, match="was closed"):
+        opened.generate(requests(1))
+
+
+def test_sampling_is_seeded_and_follows_the_probabilities(model: LLM) -> None:
+    hot = requests(2, temperature=1.0, seed=5)
+    assert [c.raw for c in model.generate(hot)] == [c.raw for c in model.generate(hot)]
+    logits = np.log(np.array([0.5, 0.3, 0.15, 0.05], dtype=np.float32))
+    source = np.random.default_rng(0)
+
+    def share(**params: object) -> list[float]:
+        drawn = [choose(logits, SamplingParams(temperature=1.0, **params), source) for _ in range(4000)]
+        return [drawn.count(i) / 4000 for i in range(4)]
+
+    assert share() == pytest.approx([0.5, 0.3, 0.15, 0.05], abs=0.03)
+    assert share(top_k=2) == pytest.approx([0.625, 0.375, 0, 0], abs=0.03)
+    assert share(top_p=0.7) == pytest.approx([0.625, 0.375, 0, 0], abs=0.03)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(text=st.text("abcS", max_size=30), stops=st.lists(st.text("abcS", min_size=1, max_size=4), max_size=3))
+def test_stop_strings_never_show(text: str, stops: list[str], tmp_path_factory: pytest.TempPathFactory) -> None:
+    base = tmp_path_factory.getbasetemp() / "stop"
+    if not base.exists():
+        base.mkdir()
+        write_tiny(base)
+    tokenizer = Tokenizer.from_file(base / "tokenizer.json")
+    stream = TextStream(tokenizer, stops)
+    shown = "".join(stream.push(i) for i in tokenizer.encode(text)) + stream.close()
+    assert not any(stop in shown for stop in stops)
+    assert text.startswith(shown)
+    if not any(stop in text for stop in stops):
+        assert shown == text
+    assert stream.stopped == any(stop in text for stop in stops)
+
+
+def test_slots_prefer_the_longest_beginning_and_are_conserved() -> None:
+    table = SlotTable(2)
+    assert common_prefix([1, 2, 3], [1, 2, 4, 5]) == 2
+    slot = table.take(*table.best_prefix([1, 2, 3]))
+    table.tokens[slot] = [1, 2, 3]
+    assert table.best_prefix([1, 2, 3]) == (slot, 2), "the last token of a prompt is always computed"
+    other = table.take(slot, 2)
+    assert other != slot
+    assert table.free == 0
+    table.check_integrity([slot, other])
+    table.give_back(slot)
+    table.check_integrity([other])
+
+
+def test_tools_reach_the_prompt(model: LLM) -> None:
+    tool = ToolSpec("look", "Look.", {"type": "object", "properties": {"q": {"type": "string"}}, "required": ["q"]})
+    plain = model._sequence(Request((Message.of("user", "Hi"),)))
+    armed = model._sequence(Request((Message.of("user", "Hi"),), tools=(tool,)))
+    assert '"look"' in model._tokenizer.decode(armed.prompt)
+    assert len(armed.prompt) > len(plain.prompt)

@@ -42,7 +42,7 @@ class Reference:
     """The peer's process; `ask` gives its token ids, and its logits when they are wanted."""
 
     def __init__(self, command: Sequence[str], scratch: Path) -> None:
-        self._file = scratch / "logits.npy"
+        self._file = scratch / "logits.f32"
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def ask(self, messages: Sequence[Message], *, logits: bool) -> tuple[dict[str, list[int]], Any]:
@@ -57,7 +57,10 @@ class Reference:
         line = self._process.stdout.readline()
         if not line:
             raise RiverrunError(f"the reference ended with code {self._process.wait()}: its own words stand above")
-        return json.loads(line), np.load(self._file) if logits else None
+        answer = json.loads(line)
+        if not logits:
+            return answer, None
+        return answer, np.fromfile(self._file, dtype=np.float32).reshape(len(answer["ids"]), -1)
 
     def close(self) -> None:
         if self._process.stdin:

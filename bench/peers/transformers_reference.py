@@ -38,7 +38,7 @@ def main() -> None:
         if question["logits"]:
             with torch.no_grad():
                 logits = model(torch.tensor([ids])).logits[0]
-            np.save(question["logits"], logits.numpy())
+            logits.float().numpy().astype(np.float32).tofile(question["logits"])
         answers.write(json.dumps({"ids": ids, "ids_as_converted": plain}) + "\n")
         answers.flush()
 

@@ -148,7 +148,7 @@ def test_limits_and_parts_are_refused_with_figures(folder: Path, model: LLM) -> 
     assert model.generate([Request(prompt="Hello", params=SamplingParams(max_tokens=3))])[0].finish_reason == "length"
 
 
-def test_an_engine_that_fails_tells_every_waiter_and_the_model_goes_on(model: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_that_fails_tells_every_waiter_and_goes_on(model: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = [c.raw for c in model.generate(requests(2))]
     forward = model._engine.forward
     monkeypatch.setattr(model._engine, "forward", lambda *_: (_ for _ in ()).throw(RuntimeError("out of memory")))

@@ -91,7 +91,7 @@ class FusedLinear(nn.Module):
         self.adapters[part] = Adapter(self.parts[part], self.in_features, rank, alpha, generator)
 
     def merged_weight(self, out: Tensor | None = None) -> Tensor:
-        """W' in the weight's dtype. Exact sums rounded once (fold), or the product's own rounding into `out` (training)."""
+        """W' in the weight's dtype: exact sums rounded once (fold), or the product's own rounding into `out`."""
         merged = self.weight.detach().clone() if out is None else out
         for name, rows in self.slices():
             if name not in self.adapters:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -87,10 +88,8 @@ def test_a_truncated_or_damaged_gguf_file_is_one_clear_error(data: st.DataObject
     broken = bytearray(whole)
     broken[data.draw(st.integers(0, len(whole) - 49))] ^= data.draw(st.integers(1, 255))
     path.write_bytes(bytes(broken))
-    try:
+    with suppress(RiverrunError):
         GGUFFile(path)
-    except RiverrunError:
-        pass
 
 
 @QUICK

@@ -332,7 +332,7 @@ def test_every_module_says_what_it_is_and_what_is_public() -> None:
 NEVER_IMPORTED = {"pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve", "joblib"}
 NEVER_CALLED = {
     "eval", "exec", "torch.load", "yaml.load", "yaml.unsafe_load", "yaml.full_load", "os.system", "os.popen",
-    "tempfile.mktemp", "np.load", "numpy.load",
+    "tempfile.mktemp",
 }  # fmt: skip
 NEVER_PASSED = {"shell", "trust_remote_code", "allow_pickle"}
 

@@ -79,8 +79,8 @@ def _memory() -> Finding:
         free, total = (int(lines[key].split()[0]) * 1024 for key in ("MemAvailable", "MemTotal"))
     except (OSError, KeyError, ValueError):
         return Finding(name, True, "not stated by this system")
-    advice = ("the bookshop recipe needs about 3 GB: close other programs", "书店示例约需 3 GB:请关闭其他程序")
-    return Finding(name, free >= 3e9, f"{free / 1e9:.1f} of {total / 1e9:.1f} GB", advice)
+    advice = ("the bookshop recipe needs about 6 GB: close other programs", "书店示例约需 6 GB:请关闭其他程序")
+    return Finding(name, free >= 6e9, f"{free / 1e9:.1f} of {total / 1e9:.1f} GB", advice)
 
 
 def _instructions() -> Finding:

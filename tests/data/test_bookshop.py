@@ -91,7 +91,11 @@ def test_choices_are_answered_by_the_pages_that_were_kept(
     choices = load_choices(RECIPE / "choices.yaml")
     rows = build_choice_rows([*choices.train, *choices.sealed], pages, rotations=2, seed=1)
     assert len(rows) == 2 * (len(choices.train) + len(choices.sealed))
-    letters = Counter(row.messages[-1].text[0] for row in rows)
+    letters: Counter[str] = Counter()
+    for row in rows:
+        lettered = row.messages[0].text.splitlines()[-5:-1]
+        letters.update(line[0] for line in lettered if line[3:] == row.messages[-1].text)
+    assert letters.total() == len(rows)
     assert max(letters.values()) - min(letters.values()) <= 1
     safety = load_safety(RECIPE / "safety.yaml")
     assert len(safety.train) >= 60

@@ -30,7 +30,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "TRL grouped, eager attention": GROUPED | {"attn_implementation": "eager"},
     "TRL packed": PACKED,
 }
-TOKENS, QUICK_TOKENS = 12_000, 5_000
+TOKENS, QUICK_TOKENS = 16_000, 5_000
 ROUNDS = 3
 FIRST_ROWS = 8
 """Rows of the untimed first loss, the same on both sides."""

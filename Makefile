@@ -7,8 +7,8 @@ OUT ?= runs/bookshop
 ARGS ?=
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-SOAKS := $(patsubst bench/%_soak.py,%,$(wildcard bench/*_soak.py))
-BENCHES := $(filter-out __init__ common %_soak,$(patsubst bench/%.py,%,$(wildcard bench/*.py)))
+SOAKS := $(filter-out __init__,$(patsubst bench/soak/%.py,%,$(wildcard bench/soak/*.py)))
+BENCHES := $(filter-out __init__ common,$(patsubst bench/%.py,%,$(wildcard bench/*.py)))
 
 .DEFAULT_GOAL := help
 .PHONY: help install quickstart test check docs clean
@@ -41,8 +41,8 @@ bench-%: $(VENV)/.developed ## one bench: table and JSON (ARGS="--quick --peers 
 	$(BIN)/python -m bench.$* $(ARGS)
 
 soak-%: $(VENV)/.developed ## one long run under adversity (ARGS="--quick"); make soak-kill
-	@test -f bench/$*_soak.py || { echo "there is no soak run '$*'; there are: $(SOAKS)" >&2; exit 2; }
-	$(BIN)/python -m bench.$*_soak $(ARGS)
+	@test -f bench/soak/$*.py || { echo "there is no soak run '$*'; there are: $(SOAKS)" >&2; exit 2; }
+	$(BIN)/python -m bench.soak.$* $(ARGS)
 
 clean: ## remove .venv and caches; runs/ stays
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info

@@ -13,7 +13,7 @@ from typing import Protocol
 from riverrun.base.registry import Registry
 from riverrun.base.types import Message, ToolCall, ToolSpec
 
-__all__ = ["CODECS", "Codec", "Parsed", "Piece", "Problem", "StreamParser", "codec_names", "collect", "get_codec"]
+__all__ = ["CODECS", "Codec", "Parsed", "Piece", "Problem", "StreamParser", "collect", "get_codec"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +88,6 @@ def get_codec(name: str) -> Codec:
     """The format of that name; InputError with the nearest names when there is none."""
     return CODECS.get(name)
 
-
-def codec_names() -> list[str]:
-    return CODECS.names()
 
 
 def collect(pieces: Sequence[Piece]) -> Parsed:

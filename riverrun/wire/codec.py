@@ -89,7 +89,6 @@ def get_codec(name: str) -> Codec:
     return CODECS.get(name)
 
 
-
 def collect(pieces: Sequence[Piece]) -> Parsed:
     """Join the pieces of a stream."""
     problems = [piece for piece in pieces if isinstance(piece, Problem)]

@@ -25,13 +25,16 @@ _MARKS = re.compile(f"[{_BREAK}{_OPEN}{_CLOSE}]")
 
 
 class ChatTemplate:
-    """Messages to token ids. Text messages without tool calls: `wire` writes those out before."""
+    """Messages to token ids. Text messages without tool calls: `wire` writes those out before.
 
-    def __init__(self, source: str) -> None:
+    `bos_token` and `eos_token` are the texts that templates write by these names.
+    """
+
+    def __init__(self, source: str, *, bos_token: str = "", eos_token: str = "") -> None:
         from jinja2 import TemplateError
         from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-        self.source = source
+        self.source, self.bos_token, self.eos_token = source, bos_token, eos_token
         self.sha256 = hashlib.sha256(source.encode()).hexdigest()
         loops = ["jinja2.ext.loopcontrols"]
         environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=loops)
@@ -70,8 +73,8 @@ class ChatTemplate:
             ]
             text = self._run(marked, False)
             if text.replace(_OPEN, "").replace(_CLOSE, "") == plain:
-                ids, learned = zip(*self._pieces(tokenizer, text), strict=True)
-                return list(ids), list(learned)
+                pieces = list(self._pieces(tokenizer, text))
+                return [token for token, _ in pieces], [learned for _, learned in pieces]
         raise ConfigError(
             "the chat template rewrites the assistant's text, so its tokens cannot be told from the template's"
         )
@@ -79,9 +82,16 @@ class ChatTemplate:
     def _run(self, turns: Sequence[tuple[str, str]], add_generation_prompt: bool) -> str:
         from jinja2 import TemplateError
 
-        rows = [{"role": role, "content": content} for role, content in turns]
+        values = {
+            "messages": [{"role": role, "content": content} for role, content in turns],
+            "add_generation_prompt": add_generation_prompt,
+            "bos_token": self.bos_token,
+            "eos_token": self.eos_token,
+            "tools": None,  # templates ask "tools is not none"
+            "documents": None,
+        }
         try:
-            return str(self._template.render(messages=rows, add_generation_prompt=add_generation_prompt))
+            return str(self._template.render(values))
         except TemplateError as error:
             raise InputError(f"the chat template refused these messages: {error}") from None
 
@@ -99,15 +109,17 @@ class ChatTemplate:
             clean: list[str] = []
             for char in piece:
                 if char == _OPEN:
-                    inside = True
+                    inside, ends_turn = True, False
                 elif char == _CLOSE:
                     inside, ends_turn = False, True
                 elif char != _BREAK:
                     clean.append(char)
                     spans.append(inside)
-            if clean:
-                for token, (start, end) in tokenizer.encode_with_offsets("".join(clean)):
-                    yield token, any(spans[start:end])
+                    ends_turn = ends_turn and char.isspace()  # an end token follows its content at once
+            reached = 0  # a tokenizer may leave spaces out of its offsets: a token covers all since the one before
+            for token, (start, end) in tokenizer.encode_with_offsets("".join(clean)) if clean else ():
+                yield token, any(spans[min(start, reached) : end])
+                reached = end
 
 
 def _raise(message: str) -> Any:

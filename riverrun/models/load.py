@@ -106,30 +106,57 @@ def load_checkpoint(path: Path, *, adapter: Path | None = None) -> Checkpoint:
         if not template:
             raise InputError(f"{base} has no chat template (tokenizer.chat_template): use an instruction-tuned model")
         tokenizer = Tokenizer.from_gguf(gguf.metadata)
-        return Checkpoint(base, gguf.config(), tokenizer, ChatTemplate(template), gguf=gguf, adapter=adapter)
-    raw = _json(base / "config.json")
+        config = _with_ends(gguf.config(), tokenizer)
+        words = {"bos_token": tokenizer.token(tokenizer.bos_id), "eos_token": tokenizer.token(tokenizer.eos_id)}
+        return Checkpoint(base, config, tokenizer, ChatTemplate(template, **words), gguf=gguf, adapter=adapter)
+    return _open_folder(base, adapter)
+
+
+def _open_folder(folder: Path, adapter: Path | None) -> Checkpoint:
+    """A Hugging Face folder. What ends an answer stands in up to three of its files; all of them count."""
+    raw = _json(folder / "config.json")
     config = ModelConfig.from_hf(raw)
-    tokenizer_file = base / "tokenizer.json"
-    tokenizer = Tokenizer.from_file(tokenizer_file, bos_id=config.bos_token_id, eos_id=config.eos_token_id)
+    settings, generation = (
+        _json(folder / name) if (folder / name).is_file() else {}
+        for name in ("tokenizer_config.json", "generation_config.json")
+    )
+    words = {key: _token_text(settings.get(key)) for key in ("bos_token", "eos_token")}
+    also = generation.get("eos_token_id")
+    ends = [*config.end_ids, *(also if isinstance(also, list) else [also])]
+    tokenizer = Tokenizer.from_file(
+        folder / "tokenizer.json",
+        bos_id=config.bos_token_id,
+        end_ids=[end for end in ends if isinstance(end, int)],
+        eos_token=words["eos_token"],
+    )
+    words["bos_token"] = words["bos_token"] or tokenizer.token(tokenizer.bos_id)
+    words["eos_token"] = words["eos_token"] or tokenizer.token(tokenizer.eos_id)
     return Checkpoint(
-        base,
-        config,
+        folder,
+        _with_ends(config, tokenizer),
         tokenizer,
-        ChatTemplate(_template_of(base)),
+        ChatTemplate(_template_of(folder, settings), **words),
         quantization=raw.get("quantization_config"),
         adapter=adapter,
     )
 
 
-def _template_of(folder: Path) -> str:
+def _with_ends(config: ModelConfig, tokenizer: Tokenizer) -> ModelConfig:
+    """The config with every end token that was found, so that a folder written from it keeps them."""
+    ends = tokenizer.end_ids
+    return config.model_copy(update={"eos_token_id": ends if len(ends) > 1 else tokenizer.eos_id})
+
+
+def _token_text(value: Any) -> str:
+    """A token of tokenizer_config.json: a text, or an object that holds it."""
+    return str((value.get("content") if isinstance(value, dict) else value) or "")
+
+
+def _template_of(folder: Path, settings: dict[str, Any]) -> str:
     file = folder / "chat_template.jinja"
     if file.is_file():
         return file.read_text(encoding="utf-8")
-    template = (
-        _json(folder / "tokenizer_config.json").get("chat_template")
-        if (folder / "tokenizer_config.json").is_file()
-        else None
-    )
+    template = settings.get("chat_template")
     if isinstance(template, list):
         template = next((item.get("template") for item in template if item.get("name") == "default"), None)
     if not template:
@@ -143,11 +170,9 @@ def save_companions(checkpoint: Checkpoint, folder: Path) -> None:
 
     checkpoint.tokenizer.save(folder / "tokenizer.json")
     write_text(folder / "chat_template.jinja", checkpoint.template.source)
-    names = {index: token for token, index in checkpoint.tokenizer.special.items()}
     settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-    for key, index in (("bos_token", checkpoint.tokenizer.bos_id), ("eos_token", checkpoint.tokenizer.eos_id)):
-        if index in names:
-            settings[key] = names[index]
+    words = {"bos_token": checkpoint.template.bos_token, "eos_token": checkpoint.template.eos_token}
+    settings |= {key: word for key, word in words.items() if word}
     write_json(folder / "tokenizer_config.json", settings)
 
 

@@ -107,6 +107,8 @@ class FusedLinear(nn.Module):
     @torch.no_grad()
     def refresh(self) -> None:
         """Form W' again; call after every change of A or B."""
+        if not self.adapters:
+            return
         if self._merged is None:
             self._merged = self.weight.detach().clone()
         self.merged_weight(self._merged)

@@ -20,26 +20,32 @@ _CONTROL, _USER_DEFINED = 3, 4  # tokenizer.ggml.token_type
 
 
 class Tokenizer:
-    """One vocabulary. `special` maps the text of special tokens to their ids; `eos_id` ends a turn."""
+    """One vocabulary. `special` maps the text of special tokens to their ids.
 
-    def __init__(self, backend: Any, *, bos_id: int | None = None, eos_id: int | None = None) -> None:
+    Each of `end_ids` ends an answer; `eos_id` is the first of them, None when there is none.
+    """
+
+    def __init__(self, backend: Any, *, bos_id: int | None = None, end_ids: Sequence[int] = ()) -> None:
         self._backend = backend
-        self.bos_id, self.eos_id = bos_id, eos_id
+        self.bos_id, self.end_ids = bos_id, tuple(dict.fromkeys(end_ids))
+        self.eos_id = self.end_ids[0] if self.end_ids else None
         added = backend.get_added_tokens_decoder()
         self.special: dict[str, int] = {token.content: index for index, token in added.items() if token.special}
-        self._special_ids = frozenset(self.special.values())
         self.vocab_size: int = backend.get_vocab_size(with_added_tokens=True)
 
     @classmethod
-    def from_file(cls, path: Path, *, bos_id: int | None = None, eos_id: int | None = None) -> Tokenizer:
-        """Read a `tokenizer.json`."""
+    def from_file(
+        cls, path: Path, *, bos_id: int | None = None, end_ids: Sequence[int] = (), eos_token: str = ""
+    ) -> Tokenizer:
+        """Read a `tokenizer.json`; `eos_token` is the text of one more end, where the vocabulary has it."""
         if not path.is_file():
             raise InputError(f"{path} does not exist: a model folder needs tokenizer.json")
         try:
             backend = require("tokenizers", extra="serve").Tokenizer.from_file(str(path))
         except Exception as error:  # the package raises bare Exception for a malformed file
             raise IntegrityError(f"{path} is not a tokenizer.json: {error}") from None
-        return cls(backend, bos_id=bos_id, eos_id=eos_id)
+        named = [index for index, token in backend.get_added_tokens_decoder().items() if token.content == eos_token]
+        return cls(backend, bos_id=bos_id, end_ids=[*end_ids, *named])
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any]) -> Tokenizer:
@@ -50,9 +56,19 @@ class Tokenizer:
             raise UnsupportedError(
                 f"GGUF tokenizer '{kind}' with pre-tokeniser '{pre}' is not read, read: gpt2 with smollm, gpt-2"
             )
-        tokens: list[str] = metadata["tokenizer.ggml.tokens"]
-        merges = [tuple(merge.split(" ", 1)) for merge in metadata["tokenizer.ggml.merges"]]
-        backend = package.Tokenizer(package.models.BPE({token: i for i, token in enumerate(tokens)}, merges))
+        lists: dict[str, Any] = {key: metadata.get(f"tokenizer.ggml.{key}") for key in ("tokens", "merges")}
+        for key, value in lists.items():
+            if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+                raise IntegrityError(
+                    f"GGUF key 'tokenizer.ggml.{key}' must be a list of texts: convert the model again"
+                )
+        tokens: list[str] = lists["tokens"]
+        merges = [tuple(merge.split(" ", 1)) for merge in lists["merges"]]
+        try:
+            bpe = package.models.BPE({token: i for i, token in enumerate(tokens)}, merges)
+        except Exception as error:  # the package raises bare Exception
+            raise IntegrityError(f"the GGUF vocabulary and its merges do not fit together: {error}") from None
+        backend = package.Tokenizer(bpe)
         byte_level = package.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
         if pre == "smollm":  # llama.cpp LLAMA_VOCAB_PRE_TYPE_SMOLLM: each digit alone, then the GPT-2 pattern
             digits = package.pre_tokenizers.Digits(individual_digits=True)
@@ -60,10 +76,14 @@ class Tokenizer:
         backend.pre_tokenizer = byte_level
         backend.decoder = package.decoders.ByteLevel()
         types = metadata.get("tokenizer.ggml.token_type") or []
-        special = [tokens[i] for i, kind in enumerate(types) if kind in (_CONTROL, _USER_DEFINED)]
+        special = [token for token, kind in zip(tokens, types, strict=False) if kind in (_CONTROL, _USER_DEFINED)]
         backend.add_special_tokens([package.AddedToken(token, special=True, normalized=False) for token in special])
-        ends = metadata.get("tokenizer.ggml.eos_token_id")
-        return cls(backend, bos_id=metadata.get("tokenizer.ggml.bos_token_id"), eos_id=ends)
+        ends = (metadata.get(f"tokenizer.ggml.{key}_token_id") for key in ("eos", "eot"))
+        return cls(
+            backend,
+            bos_id=metadata.get("tokenizer.ggml.bos_token_id"),
+            end_ids=[end for end in ends if end is not None],
+        )
 
     def encode(self, text: str, *, special: bool = False) -> list[int]:
         """Token ids. With `special`, special tokens written in the text become their ids (rendered templates only)."""
@@ -81,7 +101,11 @@ class Tokenizer:
         return str(self._backend.decode(list(ids), skip_special_tokens=skip_special))
 
     def is_special(self, token_id: int) -> bool:
-        return token_id in self._special_ids
+        return self.token(token_id) in self.special
+
+    def token(self, token_id: int | None) -> str:
+        """The token as the vocabulary writes it; "" for None and for an id that does not exist."""
+        return "" if token_id is None else self._backend.id_to_token(token_id) or ""
 
     def to_json(self) -> str:
         return str(self._backend.to_str())
@@ -92,33 +116,35 @@ class Tokenizer:
 
 
 class StreamDecoder:
-    """Ids in, text out, never half a character: bytes that are not yet whole UTF-8 wait for the next id."""
+    """Ids in, text out, never half a character: bytes that are not yet whole UTF-8 wait for the next id.
 
-    _WINDOW = 6  # tokens kept for context; a character has at most four bytes
+    Ids are decoded together with those of the piece given out last: every piece begins at a character, so nothing
+    before it can change what is read, and decoders that treat the first token differently do not see a first token.
+    """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._ids: list[int] = []
-        self._given = 0  # characters of the window's text already given out
+        self._last: list[int] = []  # ids of the piece given out last
+        self._new: list[int] = []  # ids that wait
 
     def push(self, token_id: int) -> str:
         """The text that became final with this token."""
-        self._ids.append(token_id)
-        text = self._tokenizer.decode(self._ids)
-        if text.endswith("\ufffd"):
+        self._new.append(token_id)
+        out = self._pending()
+        if out.endswith("\ufffd") or not out:
             return ""
-        out = text[self._given :]
-        self._given = len(text)
-        if len(self._ids) > self._WINDOW:
-            self._ids = self._ids[-1:]
-            self._given = len(self._tokenizer.decode(self._ids))
+        self._last, self._new = self._new, []
         return out
 
     def close(self) -> str:
         """What is left, with broken bytes shown as U+FFFD."""
-        out = self._tokenizer.decode(self._ids)[self._given :]
-        self._ids, self._given = [], 0
+        out = self._pending()
+        self._last, self._new = [], []
         return out
+
+    def _pending(self) -> str:
+        before = self._tokenizer.decode(self._last)
+        return self._tokenizer.decode(self._last + self._new)[len(before) :]
 
     def feed(self, ids: Sequence[int]) -> Iterator[str]:
         for token_id in ids:

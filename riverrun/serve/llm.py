@@ -10,9 +10,10 @@ from __future__ import annotations
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from collections.abc import Sequence as Seq
 from concurrent.futures import Future
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -105,7 +106,7 @@ class LLM:
         sequence = self._sequence(request)
         sequence.news = queue.SimpleQueue()
         self._submit([sequence])
-        return self._deltas(request, sequence)
+        return _Deltas(sequence, self._deltas(request, sequence))
 
     def score(self, prefix: str | Seq[Message], continuations: Seq[str]) -> list[Score]:
         """Log-probabilities of the continuations; what they share with earlier calls is not computed again."""
@@ -153,6 +154,8 @@ class LLM:
             ids = self._template.encode(self._tokenizer, lowered, model=self._info.name)
         else:
             raise InputError("a request needs messages or a prompt, this one has neither")
+        if not ids:
+            raise InputError("the request renders to no token: give a message or a prompt with text")
         if len(ids) >= self._context:
             raise CapacityError(
                 f"the prompt has {len(ids)} tokens, the context is {self._context} and one is needed for the answer: "
@@ -180,10 +183,10 @@ class LLM:
 
     def _shown(self, sequence: Sequence) -> list[int]:
         """Generated ids without the end token."""
-        ends = self._tokenizer.eos_id
-        return sequence.output[:-1] if sequence.output[-1:] == [ends] else sequence.output
+        ended = bool(sequence.output) and sequence.output[-1] in self._tokenizer.end_ids
+        return sequence.output[:-1] if ended else sequence.output
 
-    def _deltas(self, request: Request, sequence: Sequence) -> Iterator[Delta]:
+    def _deltas(self, request: Request, sequence: Sequence) -> Generator[Delta]:
         text = TextStream(self._tokenizer, self._stops(request))
         parser = self._codec.parser(request.tools) if request.tools else None
         news, called = sequence.news, False
@@ -200,19 +203,16 @@ class LLM:
                 elif isinstance(item, ToolCall):
                     yield Delta(tool_calls=(item,))
 
-        try:
-            while (token := news.get()) is not None:
-                if token != self._tokenizer.eos_id:
-                    for delta in deltas(text.push(token), last=False):
-                        called = called or bool(delta.tool_calls)
-                        yield delta
-            reason, usage = self._result(sequence)
-            for delta in deltas(text.close(), last=True):
-                called = called or bool(delta.tool_calls)
-                yield delta
-            yield Delta(finish_reason="tool_calls" if called else reason, usage=usage)
-        finally:
-            sequence.aborted = True
+        while (token := news.get()) is not None:
+            if token not in self._tokenizer.end_ids:
+                for delta in deltas(text.push(token), last=False):
+                    called = called or bool(delta.tool_calls)
+                    yield delta
+        reason, usage = self._result(sequence)
+        for delta in deltas(text.close(), last=True):
+            called = called or bool(delta.tool_calls)
+            yield delta
+        yield Delta(finish_reason="tool_calls" if called else reason, usage=usage)
 
     def _split(self, prefix: str | Seq[Message], continuation: str) -> tuple[list[int], list[int]]:
         """(prefix ids, continuation ids) by the rule of `base.protocols`."""
@@ -221,9 +221,10 @@ class LLM:
             continuation = prefix[len(bare) :] + continuation
             before = self._tokenizer.encode(bare)
             whole = self._tokenizer.encode(bare + continuation)
-            if not before:
+            if not before and whole:
                 start = self._tokenizer.bos_id if self._tokenizer.bos_id is not None else self._tokenizer.eos_id
-                assert start is not None, "a model needs a begin or an end token to score without a prefix"
+                if start is None:
+                    raise InputError(f"model '{self._info.name}' has no begin token: give a prefix to score after")
                 return [start], whole
         else:
             messages = self._codec.lower(prefix, ())
@@ -255,11 +256,9 @@ class LLM:
             try:
                 self._run_jobs()
                 self._admit()
-                self._decode()
-            except Exception as error:  # an engine that failed once: everyone who waits is told
-                for sequence in [*self._running]:
-                    self._drop(sequence)
-                    sequence.fail(error)
+                self._step()
+            except Exception as error:  # an engine that failed once: everyone who has a slot is told
+                self._fail_running(error)
         gone = RiverrunError(f"model '{self._info.name}' was closed before the answer was complete")
         for sequence in [*self._running, *self._waiting]:
             sequence.fail(gone)
@@ -274,63 +273,80 @@ class LLM:
             except Exception as error:
                 future.set_exception(error)
 
-    def _admit(self) -> None:
-        """Give waiting sequences a slot and compute their prompts, up to PREFILL_TOKENS of them."""
-        admitted: list[Sequence] = []
-        budget = PREFILL_TOKENS
-        with self._wake:
-            waiting = [self._waiting.popleft() for _ in range(len(self._waiting))]
-        later: list[Sequence] = []
-        for sequence in waiting:
-            if sequence.aborted:
-                sequence.finish("abort")
-                continue
-            source, shared = self._table.best_prefix(sequence.prompt)
-            coming = max((common_prefix(other.prompt, sequence.prompt) for other in admitted), default=0)
-            if (
-                not self._table.free
-                or (admitted and budget < len(sequence.prompt) - shared)
-                or coming >= shared + WORTH_WAITING
-            ):
-                later.append(sequence)
-            else:
-                budget -= len(sequence.prompt) - shared
-                self._place(sequence, source, shared)
-                admitted.append(sequence)
-        with self._wake:
-            self._waiting.extendleft(reversed(later))
-        if admitted:
-            self._prefill(admitted)
+    def _fail_running(self, error: Exception) -> None:
+        for sequence in list(self._running):
+            self._drop(sequence)
+            sequence.fail(error)
 
-    def _place(self, sequence: Sequence, source: int, shared: int) -> None:
+    def _admit(self) -> None:
+        """Give waiting sequences a slot, as long as their prompts fit into this turn's PREFILL_TOKENS."""
+        with self._wake:
+            waiting = deque(self._waiting)
+            self._waiting.clear()
+        later: list[Sequence] = []
+        try:
+            while waiting:
+                sequence = waiting.popleft()
+                if sequence.aborted:
+                    sequence.finish("abort")
+                elif not self._place(sequence):
+                    later.append(sequence)
+        finally:  # whoever got no slot stays in the queue, also when the engine failed
+            with self._wake:
+                self._waiting.extendleft(reversed([*later, *waiting]))
+
+    def _place(self, sequence: Sequence) -> bool:
+        """Take a slot and what other slots know of the prompt; False when the sequence should wait."""
+        if not self._table.free:
+            return False
+        source, shared = self._table.best_prefix(sequence.prompt)
+        begun = [other for other in self._running if other.uncomputed]
+        budget = PREFILL_TOKENS - sum(other.uncomputed for other in begun)
+        coming = max((common_prefix(other.prompt, sequence.prompt) for other in begun), default=0)
+        if begun and (budget < len(sequence.prompt) - shared or coming >= shared + WORTH_WAITING):
+            return False
         sequence.slot = self._table.take(source, shared)
+        self._running.append(sequence)
+        self._table.tokens[sequence.slot] = []  # true at every moment, should the engine fail
         self._engine.copy_prefix(source, sequence.slot, shared)
         self._table.tokens[sequence.slot] = sequence.prompt[:shared]
-        sequence.cached_tokens = shared
-        self._running.append(sequence)
+        sequence.cached_tokens = sequence.computed = shared
         if sequence.params.temperature:
             self._random[sequence] = generator(sequence.params)
+        return True
 
-    def _prefill(self, admitted: Seq[Sequence]) -> None:
-        """Prompts in pieces of PREFILL_TOKENS; the last piece of each gives its first token."""
-        rest = [sequence.prompt[sequence.cached_tokens :] for sequence in admitted]
-        for sequence, new in zip(admitted, rest, strict=True):
-            while len(new) > PREFILL_TOKENS:  # a long prompt alone
-                self._engine.forward([sequence.slot], [new[:PREFILL_TOKENS]])
-                new[:] = new[PREFILL_TOKENS:]
-        logits = self._engine.forward([sequence.slot for sequence in admitted], rest)
-        for sequence, row in zip(admitted, logits, strict=True):
-            self._table.tokens[sequence.slot] = list(sequence.prompt)
-            self._append(sequence, row)
-
-    def _decode(self) -> None:
-        """One token for every running sequence."""
+    def _step(self) -> None:
+        """At most PREFILL_TOKENS of prompts, then one token for every sequence whose prompt is complete."""
         for sequence in [sequence for sequence in self._running if sequence.aborted]:
             self._drop(sequence)
             sequence.finish("abort")
-        if not self._running:
+        self._prefill()
+        self._decode()
+
+    def _prefill(self) -> None:
+        """The next piece of the prompts; the last piece of each gives its first token."""
+        batch: list[Sequence] = []
+        pieces: list[list[int]] = []
+        budget = PREFILL_TOKENS
+        for sequence in self._running:
+            if piece := sequence.prompt[sequence.computed : sequence.computed + budget] if sequence.uncomputed else []:
+                batch.append(sequence)
+                pieces.append(piece)
+                budget -= len(piece)
+        if not batch:
             return
-        batch = list(self._running)
+        logits = self._engine.forward([sequence.slot for sequence in batch], pieces)
+        for sequence, piece, row in zip(batch, pieces, logits, strict=True):
+            sequence.computed += len(piece)
+            self._table.tokens[sequence.slot] = sequence.prompt[: sequence.computed]
+            if not sequence.uncomputed:
+                self._append(sequence, row)
+
+    def _decode(self) -> None:
+        """One token for every sequence whose prompt is complete."""
+        batch = [sequence for sequence in self._running if not sequence.uncomputed]
+        if not batch:
+            return
         logits = self._engine.forward(
             [sequence.slot for sequence in batch], [sequence.output[-1:] for sequence in batch]
         )
@@ -344,7 +360,7 @@ class LLM:
         sequence.output.append(token)
         if sequence.news:
             sequence.news.put(token)
-        if token == self._tokenizer.eos_id or self._stopped(sequence, token):
+        if token in self._tokenizer.end_ids or self._stopped(sequence, token):
             self._drop(sequence)
             sequence.finish("stop")
         elif sequence.is_full:
@@ -378,22 +394,44 @@ class LLM:
 
     def _hold(self, tokens: list[int]) -> int:
         """A slot that holds exactly these tokens; it stays free, so the next caller may overwrite it."""
-        if not self._table.free:
-            self._wait_for_slot()
+        while not self._table.free:
+            try:
+                self._step()
+            except Exception as error:
+                self._fail_running(error)
+                raise
         source, shared = self._table.best_prefix([*tokens, -1])
         slot = self._table.take(source, shared)
-        self._engine.copy_prefix(source, slot, shared)
-        self._table.tokens[slot] = tokens[:shared]
-        for start in range(shared, len(tokens), PREFILL_TOKENS):
-            self._engine.forward([slot], [tokens[start : start + PREFILL_TOKENS]])
-        self._table.tokens[slot] = list(tokens)
-        self._table.give_back(slot)
+        try:
+            self._table.tokens[slot] = []
+            self._engine.copy_prefix(source, slot, shared)
+            self._table.tokens[slot] = tokens[:shared]
+            for start in range(shared, len(tokens), PREFILL_TOKENS):
+                self._engine.forward([slot], [tokens[start : start + PREFILL_TOKENS]])
+            self._table.tokens[slot] = list(tokens)
+        finally:
+            self._table.give_back(slot)
         return slot
 
-    def _wait_for_slot(self) -> None:
-        """Decode until a running sequence gives its slot back."""
-        while not self._table.free:
-            self._decode()
+
+class _Deltas:
+    """The iterator of a stream. Closing it, dropping it or reading it to its end aborts what is still running."""
+
+    def __init__(self, sequence: Sequence, deltas: Generator[Delta]) -> None:
+        self._sequence, self._deltas = sequence, deltas
+
+    def __iter__(self) -> _Deltas:
+        return self
+
+    def __next__(self) -> Delta:
+        return next(self._deltas)
+
+    def close(self) -> None:
+        self._sequence.aborted = True
+        with suppress(ValueError):  # another thread is waiting in __next__: it sees the end of the aborted sequence
+            self._deltas.close()
+
+    __del__ = close
 
 
 _GREEDY = np.random.default_rng(0)  # never drawn from: greedy choices need no randomness

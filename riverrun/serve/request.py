@@ -13,7 +13,7 @@ __all__ = ["Sequence"]
 
 @dataclass(eq=False)
 class Sequence:
-    """Prompt ids in, generated ids out. `slot` is -1 until it is admitted."""
+    """Prompt ids in, generated ids out. `slot` is -1 until it is admitted; its slot holds `computed` prompt tokens."""
 
     prompt: list[int]
     params: SamplingParams
@@ -22,6 +22,7 @@ class Sequence:
     output: list[int] = field(default_factory=list)
     slot: int = -1
     cached_tokens: int = 0
+    computed: int = 0
     finish_reason: FinishReason | None = None
     aborted: bool = False
     error: BaseException | None = None
@@ -36,6 +37,11 @@ class Sequence:
     def limit(self) -> int:
         """Tokens this sequence may generate: what was asked for, or what the context leaves."""
         return min(self.params.max_tokens, self.context - len(self.prompt))
+
+    @property
+    def uncomputed(self) -> int:
+        """Prompt tokens that must be computed before the first answer token."""
+        return len(self.prompt) - self.computed
 
     @property
     def is_full(self) -> bool:

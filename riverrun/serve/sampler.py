@@ -22,8 +22,8 @@ def choose(logits: NDArray[np.float32], params: SamplingParams, source: np.rando
     order = np.argsort(-logits, kind="stable")
     if params.top_k:
         order = order[: params.top_k]
-    scaled = logits[order].astype(np.float64) / params.temperature
-    probabilities = np.exp(scaled - scaled[0])
+    wide = logits[order].astype(np.float64)
+    probabilities = np.exp((wide - wide[0]) / params.temperature)  # the difference first: no inf - inf when it is tiny
     probabilities /= probabilities.sum()
     if params.top_p < 1.0:
         kept = int(np.searchsorted(probabilities.cumsum(), params.top_p)) + 1

@@ -39,8 +39,8 @@ def save(
 ) -> None:
     """Write checkpoint `step` (number of finished optimizer steps)."""
     tensors = {f"param/{name}": tensor.detach() for name, tensor in parameters.items()}
-    for (name, _), slot in zip(parameters.items(), optimizer.state.values(), strict=True):
-        tensors |= {f"{key}/{name}": slot[key].detach() for key in ("exp_avg", "exp_avg_sq")}
+    for name, tensor in parameters.items():
+        tensors |= {f"{key}/{name}": optimizer.state[tensor][key].detach() for key in ("exp_avg", "exp_avg_sq")}
     folder = root / f"step-{step:06d}"
     serialize = require("safetensors.torch", extra="train").save
     with atomic_file(folder / TENSORS, "wb") as handle:
@@ -56,15 +56,16 @@ def latest(root: Path, *, identity: str) -> Saved | None:
             continue
         try:
             state = json.loads(marker.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise IntegrityError(f"{marker} is not JSON ({error}): delete {root} to start anew") from None
+            recorded, step = str(state["sha256"]), int(state["step"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise IntegrityError(f"{marker} is damaged ({error!r}): delete {folder} and run again") from None
         if state.get("identity") != identity:
             continue
-        if digest_file(folder / TENSORS) != state["sha256"]:
+        if not (folder / TENSORS).is_file() or digest_file(folder / TENSORS) != recorded:
             raise IntegrityError(
-                f"{folder / TENSORS} does not match its recorded sha256: delete {folder} and run again"
+                f"{folder / TENSORS} is missing or does not match its recorded sha256: delete {folder} and run again"
             )
-        return Saved(folder, int(state["step"]), state)
+        return Saved(folder, step, state)
     return None
 
 
@@ -82,7 +83,9 @@ def restore(saved: Saved, parameters: dict[str, Tensor], optimizer: torch.optim.
 
 
 def prune(root: Path, keep: int) -> None:
-    """Delete all but the newest `keep` complete checkpoints and every incomplete one before them."""
-    complete = [folder for folder in sorted(root.glob("step-*")) if (folder / STATE).is_file()]
-    for folder in complete[:-keep] if keep else complete:
-        shutil.rmtree(folder)
+    """Delete all but the newest `keep` complete checkpoints, and every incomplete one."""
+    folders = sorted(root.glob("step-*"))
+    kept = [folder for folder in folders if (folder / STATE).is_file()][-keep:] if keep else []
+    for folder in folders:
+        if folder not in kept:
+            shutil.rmtree(folder)

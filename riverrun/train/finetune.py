@@ -66,17 +66,19 @@ def read_rows(path: Path) -> Iterator[tuple[str, tuple[Message, ...] | str, tupl
     """
     if not path.is_file():
         raise InputError(f"{path} does not exist: give a JSON-lines file of conversations")
-    with open(path, encoding="utf-8") as handle:
+    with open(path, "rb") as handle:
         for number, line in enumerate(handle, 1):
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
+                row = json.loads(line.decode("utf-8"))
                 if isinstance(row.get("text"), str):
                     yield str(row.get("id", number)), row["text"], ()
                     continue
                 messages = tuple(Message.from_openai(message) for message in row["messages"])
                 tools = tuple(ToolSpec.from_openai(tool) for tool in row.get("tools") or ())
+            except InputError as error:
+                raise type(error)(f"{path}, line {number}: {error}") from None
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise InputError(f"{path}, line {number}: not a conversation ({error!r})") from None
             yield str(row.get("id", number)), messages, tools

@@ -79,6 +79,8 @@ def train(
         checkpoint.restore(saved, parameters, optimizer)
         result.losses, result.resumed_from = list(saved.state["losses"]), saved.step
         after_step()
+    else:
+        checkpoint.prune(work, keep=0)  # of another run: among its higher steps the new ones would be pruned
     started = time.monotonic()
     with progress.task("finetune", total=config.total_steps, unit="steps") as task:
         task.advance(result.resumed_from)

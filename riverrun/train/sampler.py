@@ -25,6 +25,7 @@ class PackSampler:
             share,
         )
         self._epoch: tuple[int, list[Pack]] = (-1, [])
+        self._steps: dict[int, int] = {}  # of every epoch asked for: seeking plans no epoch twice
 
     def epoch_packs(self, epoch: int) -> list[Pack]:
         if self._epoch[0] != epoch:
@@ -33,7 +34,9 @@ class PackSampler:
         return self._epoch[1]
 
     def steps_in_epoch(self, epoch: int) -> int:
-        return -(-len(self.epoch_packs(epoch)) // self.packs_per_step)
+        if epoch not in self._steps:
+            self._steps[epoch] = -(-len(self.epoch_packs(epoch)) // self.packs_per_step)
+        return self._steps[epoch]
 
     def total_steps(self, epochs: int) -> int:
         return sum(self.steps_in_epoch(epoch) for epoch in range(epochs))

@@ -17,6 +17,19 @@ from riverrun.models.transformer import CausalLM
 __all__ = ["adapter_tensors", "add_adapters", "load_adapter", "save_adapter"]
 
 _PREFIX = "base_model.model."
+# Options of PEFT that change what an adapter computes, and the value that means "not used".
+_PLAIN: dict[str, Any] = {
+    "peft_type": "LORA",
+    "alpha_pattern": {},
+    "bias": "none",
+    "fan_in_fan_out": False,
+    "layers_to_transform": None,
+    "lora_bias": False,
+    "modules_to_save": None,
+    "rank_pattern": {},
+    "use_dora": False,
+    "use_rslora": False,
+}
 _ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -77,19 +90,26 @@ def load_adapter(model: CausalLM, folder: Path) -> None:
         )
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-        rank, alpha = int(config["r"]), float(config["lora_alpha"])
-        targets = tuple(config["target_modules"])
+        rank, alpha, named = int(config["r"]), float(config["lora_alpha"]), config["target_modules"]
     except (ValueError, KeyError, TypeError) as error:
         raise IntegrityError(f"{path} is not a LoRA configuration: {error!r}") from None
-    for key, plain in {"peft_type": "LORA", "use_dora": False, "use_rslora": False, "bias": "none"}.items():
-        if config.get(key, plain) != plain:
+    for key, plain in _PLAIN.items():
+        if config.get(key) and config[key] != plain:
             raise UnsupportedError(f"{path}: {key} = {config[key]!r} is not supported, supported: {plain!r}")
+    if not isinstance(named, list):
+        raise UnsupportedError(f"{path}: target_modules = {named!r} is not supported, supported: a list of names")
+    targets = tuple(str(name) for name in named)
     add_adapters(model, rank, alpha, targets=targets)
     try:
         stored = require("safetensors.torch", extra="serve").load_file(str(folder / "adapter_model.safetensors"))
     except Exception as error:  # SafetensorError and OSError
         raise IntegrityError(f"{folder / 'adapter_model.safetensors'} cannot be read: {error}") from None
-    for name, parameter in adapter_tensors(model).items():
+    wanted = adapter_tensors(model)
+    if unknown := sorted(set(stored) - set(wanted)):
+        raise UnsupportedError(
+            f"{folder}: adapter tensor '{unknown[0]}' has no place in a LoRA of {', '.join(targets)}"
+        )
+    for name, parameter in wanted.items():
         if name not in stored or stored[name].shape != parameter.shape:
             found = list(stored[name].shape) if name in stored else "nothing"
             raise IntegrityError(

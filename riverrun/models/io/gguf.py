@@ -6,6 +6,7 @@ rotary kernel; `GGUFFile.weights` puts them back into the half-split order of Hu
 
 from __future__ import annotations
 
+import math
 import mmap
 import struct
 from collections.abc import Iterator
@@ -26,6 +27,14 @@ __all__ = ["GGUFFile", "TensorInfo", "is_gguf"]
 _MAGIC = b"GGUF"
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
+_NEEDED = {
+    "llama.embedding_length",
+    "llama.feed_forward_length",
+    "llama.block_count",
+    "llama.attention.head_count",
+    "llama.context_length",
+    "llama.attention.layer_norm_rms_epsilon",
+}
 
 
 def is_gguf(path: Path) -> bool:
@@ -65,12 +74,12 @@ class _Cursor:
     def string(self) -> str:
         return self.take(self.scalar("Q")).decode("utf-8", errors="replace")
 
-    def value(self, kind: int) -> Any:
+    def value(self, kind: int, *, nested: bool = False) -> Any:
         if kind in _SCALARS:
             return self.scalar(_SCALARS[kind])
         if kind == _STRING:
             return self.string()
-        if kind != _ARRAY:
+        if kind != _ARRAY or nested:  # llama.cpp writes no arrays of arrays
             raise IntegrityError(
                 f"{self.path}: metadata type {kind} does not exist; the file is damaged, fetch it again"
             )
@@ -78,7 +87,7 @@ class _Cursor:
         if item in _SCALARS:
             code = _SCALARS[item]
             return list(struct.unpack(f"<{count}{code}", self.take(count * struct.calcsize("<" + code))))
-        return [self.value(item) for _ in range(count)]
+        return [self.value(item, nested=True) for _ in range(count)]
 
 
 @dataclass
@@ -106,10 +115,19 @@ class GGUFFile:
             key = cursor.string()
             self.metadata[key] = cursor.value(cursor.scalar("I"))
         found = [self._tensor_header(cursor) for _ in range(tensor_count)]
-        alignment = int(self.metadata.get("general.alignment", 32))
+        alignment = self.metadata.get("general.alignment", 32)
+        if not isinstance(alignment, int) or alignment < 1:
+            raise IntegrityError(
+                f"{self.path}: general.alignment is {alignment!r}; the file is damaged, fetch it again"
+            )
         start = -(-cursor.at // alignment) * alignment
         for name, shape, kind, offset in found:
-            nbytes = int(np.prod(shape)) // kind.block_values * kind.block_bytes
+            if not shape or shape[-1] % kind.block_values:
+                raise IntegrityError(
+                    f"{self.path}: tensor {name} of type {kind.name} has shape {list(shape)}, rows must be a multiple "
+                    f"of {kind.block_values}; the file is damaged, fetch it again"
+                )
+            nbytes = math.prod(shape) // kind.block_values * kind.block_bytes
             info = TensorInfo(name, shape, kind, start + offset, nbytes)
             if info.offset + nbytes > len(self._data):
                 raise IntegrityError(
@@ -131,31 +149,40 @@ class GGUFFile:
         return dequantize_blocks(info.kind, raw, info.shape)
 
     def config(self) -> ModelConfig:
-        """The model's shape from the `<architecture>.*` keys."""
+        """The model's shape from the `<architecture>.*` keys; a missing or impossible one is named."""
         meta = self.metadata
         family = meta.get("general.architecture")
         if family != "llama":
             raise UnsupportedError(f"GGUF architecture '{family}' is not supported, supported: llama")
-        if int(meta.get("llama.expert_count", 0)):
+        if meta.get("llama.expert_count", 0):
             raise UnsupportedError(f"{self.path} is a mixture of experts, supported: dense llama")
         if meta.get("llama.rope.scaling.type", "none") != "none" or "rope_freqs.weight" in self.tensors:
             raise UnsupportedError(f"{self.path} uses scaled rotary embedding, supported: the plain form")
-        heads, embed = int(meta["llama.attention.head_count"]), self.tensors["token_embd.weight"]
-        return ModelConfig(
-            vocab_size=embed.shape[0],
-            hidden_size=int(meta["llama.embedding_length"]),
-            intermediate_size=int(meta["llama.feed_forward_length"]),
-            num_hidden_layers=int(meta["llama.block_count"]),
-            num_attention_heads=heads,
-            num_key_value_heads=int(meta.get("llama.attention.head_count_kv", heads)),
-            head_dim=int(meta.get("llama.attention.key_length", 0)),
-            max_position_embeddings=int(meta["llama.context_length"]),
-            rms_norm_eps=float(meta["llama.attention.layer_norm_rms_epsilon"]),
-            rope_theta=float(meta.get("llama.rope.freq_base", 10000.0)),
-            tie_word_embeddings="output.weight" not in self.tensors,
-            bos_token_id=meta.get("tokenizer.ggml.bos_token_id"),
-            eos_token_id=meta.get("tokenizer.ggml.eos_token_id"),
-        )
+        for needed in sorted(_NEEDED - meta.keys()):
+            raise IntegrityError(f"{self.path} has no key '{needed}': convert the model again")
+        if "token_embd.weight" not in self.tensors:
+            raise IntegrityError(f"{self.path} has no tensor 'token_embd.weight': convert the model again")
+        heads, embed = meta["llama.attention.head_count"], self.tensors["token_embd.weight"]
+        values = {
+            "vocab_size": embed.shape[0],
+            "hidden_size": meta["llama.embedding_length"],
+            "intermediate_size": meta["llama.feed_forward_length"],
+            "num_hidden_layers": meta["llama.block_count"],
+            "num_attention_heads": heads,
+            "num_key_value_heads": meta.get("llama.attention.head_count_kv", heads),
+            "head_dim": meta.get("llama.attention.key_length", 0),
+            "max_position_embeddings": meta["llama.context_length"],
+            "rms_norm_eps": meta["llama.attention.layer_norm_rms_epsilon"],
+            "rope_theta": meta.get("llama.rope.freq_base", 10000.0),
+            "tie_word_embeddings": "output.weight" not in self.tensors,
+            "bos_token_id": meta.get("tokenizer.ggml.bos_token_id"),
+            "eos_token_id": meta.get("tokenizer.ggml.eos_token_id"),
+        }
+        config = ModelConfig.of(values, str(self.path))
+        for key in ("attention.value_length", "rope.dimension_count"):
+            if (size := meta.get(f"llama.{key}", config.head_dim)) != config.head_dim:
+                raise UnsupportedError(f"{self.path}: llama.{key} is {size}, supported: head_dim ({config.head_dim})")
+        return config
 
     def weights(self, config: ModelConfig) -> Iterator[tuple[str, NDArray[np.float32]]]:
         """(our name, float32 values) of every tensor, query and key rows in half-split order."""
@@ -166,6 +193,11 @@ class GGUFFile:
                 raise UnsupportedError(f"{self.path}: tensor '{name}' has no place in a llama model")
             values = self.read(name)
             part = ours.removesuffix(".weight").split(".", 3)[-1]
+            if part in heads and values.shape != config.linear_shapes()[part]:
+                raise IntegrityError(
+                    f"{self.path}: tensor {name} has shape {list(values.shape)}, its heads need "
+                    f"{list(config.linear_shapes()[part])}: fetch or convert it again"
+                )
             yield ours, _unpermute(values, heads[part]) if part in heads else values
 
 

@@ -7,7 +7,6 @@ that is trained on appears in no sealed question. Does not judge whether a phras
 from __future__ import annotations
 
 import json
-import math
 import random
 import sqlite3
 from collections import Counter
@@ -21,6 +20,7 @@ from typing import Any
 
 from riverrun.base.artifacts import atomic_file
 from riverrun.base.errors import InputError, nearest
+from riverrun.base.sql import quote_literal as sql_literal
 from riverrun.data.intents import KINDS, SPLITS, SQL_KINDS, Intent, Split, fill, placeholders
 
 __all__ = [
@@ -56,19 +56,6 @@ class Question:
     page: str | None
     rows: list[list[Any]] | None
     reply: str
-
-
-def sql_literal(value: Value) -> str:
-    """A value as an SQLite literal. InputError for text SQLite cannot hold in a statement (NUL, lone surrogates)."""
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise InputError(f"a slot value must be text or a number, got {value!r}")
-    if isinstance(value, str):
-        if "\0" in value or any("\ud800" <= letter <= "\udfff" for letter in value):
-            raise InputError(f"slot value {value!r} holds a character that no SQL statement can hold, remove it")
-        return "'" + value.replace("'", "''") + "'"
-    if isinstance(value, float) and not math.isfinite(value):
-        raise InputError(f"slot value {value!r} is no finite number")
-    return repr(value)
 
 
 def format_value(value: Any) -> str:

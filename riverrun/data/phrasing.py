@@ -1,0 +1,221 @@
+"""How a composition is asked: sentences from wording/LANGUAGE.yaml filled with nouns made from the schema's own names.
+
+A sentence is an operation around a set of rows; both have lists to learn from (train), to choose with (dev) and to
+measure with (sealed), and a question uses those of its own split alone.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+from riverrun.base.config import load_yaml
+from riverrun.data.names import concept_of, is_person_table, plural, say_column, say_table, split_name, without_identifier
+from riverrun.data.schema import Column, Schema, Table
+from riverrun.data.shapes import Composition, Slot
+
+__all__ = ["LANGUAGES", "Speech", "wording"]
+
+LANGUAGES = ("en", "zh")
+_FOLDER = Path(__file__).parent / "wording"
+_MARK = re.compile(r"\{(\w+)\}")
+_AGGREGATES = ("sum", "avg", "max", "min")
+CONCEPT_SHARE = 0.5
+"""How often a sentence made for what a column is about is taken before a general one."""
+SYNONYM_SHARE = 0.2
+ROUGH_SHARE = 0.3
+"""How often a question is typed as people type: no capital, no mark at the end."""
+OPENING_SHARE = 0.06
+
+
+@cache
+def wording(language: str) -> Mapping[str, Any]:
+    """The sentences of a language."""
+    return load_yaml(_FOLDER / f"{language}.yaml")
+
+
+@dataclass
+class Speech:
+    """The sentences of one language over the names of one schema."""
+
+    language: str
+    schema: Schema
+
+    @cached_property
+    def words(self) -> Mapping[str, Any]:
+        return wording(self.language)
+
+    @cached_property
+    def prefix(self) -> str:
+        """The first word of all tables' names, where they share one (`shop_orders`, `shop_items`)."""
+        firsts = {split_name(table.name)[:1] for table in self.schema.tables if len(split_name(table.name)) > 1}
+        whole = len(self.schema.tables) >= 3 and all(len(split_name(t.name)) > 1 for t in self.schema.tables)
+        return next(iter(firsts))[0] if whole and len(firsts) == 1 else ""
+
+    # Nouns.
+
+    def table(self, table: Table, rng: random.Random | None = None) -> str:
+        """A table's noun, now and then another word for it."""
+        noun = say_table(table.name, self.language, self.prefix)
+        others = self.words["tables"].get(noun)
+        return str(rng.choice(others)) if others and rng and rng.random() < SYNONYM_SHARE else noun
+
+    def column(self, column: Column, table: Table, rng: random.Random | None = None) -> str:
+        """A column's noun."""
+        noun = say_column(column.name, table.name, self.language)
+        if column.kind == "flag":
+            words = [word for word in noun.split() if word not in ("is", "has", "flag")]
+            return " ".join(words).removeprefix("是否") or noun
+        others = self.words["nouns"].get(concept_of(column.name))
+        return str(rng.choice(others)) if others and rng and rng.random() < 1.5 * SYNONYM_SHARE else noun
+
+    def role(self, name: str) -> str:
+        """A link's noun: `SupportRepId` -> support representative."""
+        words = without_identifier(split_name(name))
+        if others := self.words["nouns"].get(concept_of(name) if concept_of(name) == "manager" else ""):
+            return str(others[0])
+        return say_column(" ".join(words), "", self.language)
+
+    def many(self, noun: str) -> str:
+        return plural(noun) if self.language == "en" else noun
+
+    def article(self, noun: str) -> str:
+        if self.language != "en" or plural(noun) == noun:
+            return noun
+        return f"an {noun}" if noun[:1].lower() in "aeiou" and not noun.startswith(("uni", "use", "eu")) else f"a {noun}"
+
+    # Values.
+
+    def entity(self, slot: Slot, row: Sequence[Any], rng: random.Random) -> str:
+        """A row's name as it is said: first and last name, a label, or `invoice 123`."""
+        if slot.show.startswith("of "):
+            table = self.schema.by_name[slot.show[3:]]
+            form = str(rng.choice(self.words["keyed"]))
+            return form.replace("{t}", self.table(table)).replace("{id}", str(row[0]))
+        texts = [str(value) for value in row]
+        han = all(re.fullmatch(r"[\u3400-\u9fff]+", text) for text in texts)
+        return "".join(reversed(texts)) if han and len(texts) == 2 else " ".join(texts)
+
+    def value(self, slot: Slot, value: Any, rng: random.Random) -> str:
+        """A value as it is said: months by name, thresholds with their unit."""
+        if slot.show in ("day", "month"):
+            year, month, *day = (int(part) for part in str(value).split("-"))
+            form = str(rng.choice(self.words[slot.show]))
+            return form.format(year=year, month=month, day=(day or [1])[0], name=self.words["months"][month - 1])
+        if slot.show in self.words["units"]:
+            return str(self.words["units"][slot.show]).replace("{v}", f"{value:g}")
+        return f"{value:g}" if isinstance(value, float) and abs(value) < 1e6 else str(value)
+
+    # Sentences.
+
+    def marks(self, item: Composition, shown: Mapping[str, str], rng: random.Random) -> dict[str, str]:
+        """Every mark of the sentences that has a value here."""
+        noun = self.table(item.table, rng)
+        out = {"t": noun, "ts": self.many(noun), "at": self.article(noun), **shown}
+        if item.op == "ambiguous":
+            out["e"] = shown["v"]
+        out["who"] = str(self.words["who"][0 if is_person_table(item.table.name) else 1]).replace("{t}", noun)
+        parent = item.parent
+        about = item.column or item.by
+        if item.form == "column" and item.by is not None:
+            out["p"] = self.column(item.by, item.table, rng)
+            about = item.column
+        elif parent is not None:
+            known = self.table(parent, rng)
+            out["p"] = self.role(item.role) if item.role and (item.form == "own" or rng.random() < 0.6) else known
+        if "p" in out:
+            out["ps"] = self.many(out["p"])
+            person = parent is not None and is_person_table(parent.name)
+            out["who_p"] = str(self.words["who"][0 if person else 1]).replace("{t}", out["p"])
+        if item.child is not None:
+            child = self.table(item.child, rng)
+            out |= {"k": child, "ks": self.many(child)}
+        if about is not None:
+            out |= self._column_marks("c", about, item.table, rng)
+        if item.other is not None:
+            out |= self._column_marks("c2", item.other, item.table, rng)
+        return out | self._levels(item, rng)
+
+    def _column_marks(self, name: str, column: Column, table: Table, rng: random.Random) -> dict[str, str]:
+        noun = self.column(column, table, rng)
+        return {name: noun, f"{name}s": self.many(noun), f"a{name}": self.article(noun)}
+
+    def _levels(self, item: Composition, rng: random.Random) -> dict[str, str]:
+        """Total, average, highest; superlatives."""
+        out: dict[str, str] = {}
+        if item.op in _AGGREGATES:
+            out["g"] = str(rng.choice(self.words["aggregates"][item.op]))
+        if item.op.startswith(("top", "low")) and item.column is not None:
+            low = int(item.op.startswith("low"))
+            dated = item.column.kind in ("date", "year")
+            out["top"] = str(rng.choice(self.words["levels"]["dated" if dated else "default"][low]))
+            if adjectives := self.words["adjectives"].get(concept_of(item.column.name)):
+                out["adj"] = str(rng.choice(adjectives[low]))
+        return out
+
+    def set_phrase(self, item: Composition, split: str, marks: Mapping[str, str], rng: random.Random) -> str:
+        """The rows that are spoken of, as a noun phrase."""
+        if item.form not in self.words["sets"] or item.op.startswith(("most", "each", "parent", "lookup")):
+            return marks["ts"]
+        about = self._about(item)
+        by = dict(marks) | (self._column_marks("c", item.by, item.table, rng) if item.by is not None else {})
+        special = self.words["concepts"].get(about, {}).get(item.form, {}).get(split, ())
+        general = self.words["sets"][item.form][split]
+        return self._pick(special, general, by, rng)
+
+    def _about(self, item: Composition) -> str:
+        if item.form == "own":
+            return concept_of(item.role)
+        return concept_of(item.by.name) if item.by is not None else ""
+
+    def question(self, item: Composition, split: str, shown: Mapping[str, str], rng: random.Random) -> str:
+        """One way to ask for the composition with these values."""
+        marks = self.marks(item, shown, rng)
+        marks["set"] = self.set_phrase(item, split, marks, rng)
+        if item.op in _AGGREGATES and item.form == "all" and rng.random() < 0.5:
+            marks["set"] = str(self.words["everything"]).replace("{ts}", marks["ts"])
+        special, general = self._sentences(item, split)
+        return self.typed(self._pick(special, general, marks, rng), split, shown, rng)
+
+    def _sentences(self, item: Composition, split: str) -> tuple[Sequence[str], Sequence[str]]:
+        """Sentences for what the column is about, and the general ones."""
+        op = item.op
+        key = "aggregate" if op in _AGGREGATES else "lookup" if op == "ambiguous" else op.replace("low", "top")
+        if key == "top" and item.form != "all":
+            key = "top_set"
+        about = concept_of(item.column.name) if item.column is not None else ""
+        if op == "parent" and item.form == "own":
+            about = concept_of(item.role)
+        wanted = "lookup" if op == "ambiguous" else op if key != "top_set" else ""
+        special = self.words["concepts"].get(about, {}).get(wanted, {}).get(split, ())
+        return special, self.words["ops"][key][split]
+
+    def _pick(
+        self, special: Sequence[str], general: Sequence[str], marks: Mapping[str, str], rng: random.Random
+    ) -> str:
+        """A sentence all of whose marks have a value, filled."""
+        fitting = [text for text in special if set(_MARK.findall(text)) <= set(marks)]
+        if not fitting or rng.random() >= CONCEPT_SHARE:
+            fitting = [text for text in general if set(_MARK.findall(text)) <= set(marks)] or fitting
+        chosen = str(rng.choice(fitting))
+        return _MARK.sub(lambda match: marks[match.group(1)], chosen)
+
+    def typed(self, text: str, split: str, shown: Mapping[str, str], rng: random.Random) -> str:
+        """Now and then without capital and end mark, or after a greeting; what is named stays as it is."""
+        changed = text
+        if rng.random() < OPENING_SHARE:
+            opening = str(rng.choice(self.words["openings"][split]))
+            changed = opening + (text[0].lower() + text[1:] if not text.startswith("I ") else text)
+        elif rng.random() < ROUGH_SHARE:
+            changed = text[0].lower() + text[1:] if not text.startswith(("I ", "I'")) else text
+            changed = changed.rstrip("?.!?。!")
+        return changed if all(value in changed for value in shown.values()) else text
+
+    def reply(self, name: str, marks: Mapping[str, str]) -> str:
+        """A stock answer."""
+        return _MARK.sub(lambda match: marks.get(match.group(1), ""), str(self.words["replies"][name]))

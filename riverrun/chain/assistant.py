@@ -65,9 +65,16 @@ class Assistant:
 
 
 def make_assistant(spec: AppSpec, database: Path, documents: list[Document]) -> Assistant:
-    """The assistant over a database and the kept pages."""
+    """The assistant over a database and the kept pages; without pages it has no search."""
     limits = spec.database
-    shop = DatabaseTool(database, deny_columns=limits.deny_columns, row_limit=limits.row_limit, seconds=limits.seconds)
-    search = SearchTool(documents, top_k=spec.search.top_k, characters=spec.search.characters)
-    tools: tuple[Tool, ...] = (shop, search)
+    shop = DatabaseTool(
+        database,
+        deny_columns=limits.deny_columns,
+        show=limits.show,
+        row_limit=limits.row_limit,
+        seconds=limits.seconds,
+    )
+    tools: list[Tool] = [shop]
+    if documents:
+        tools.append(SearchTool(documents, top_k=spec.search.top_k, characters=spec.search.characters))
     return Assistant(system_text(spec.system, shop.schema_text()), {tool.spec.name: tool for tool in tools})

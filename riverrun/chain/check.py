@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from riverrun.base.errors import InputError
+from riverrun.chain.spec import GENERATED, GENERIC
 from riverrun.chain.stage import Context
 
 __all__ = ["SUFFIXES", "check_database", "check_inputs", "is_path"]
@@ -36,21 +37,15 @@ def check_database(path: Path) -> None:
 def check_inputs(ctx: Context) -> None:
     """InputError at the first thing of the spec that is not there or not what it should be."""
     spec = ctx.spec
-    folder = ctx.file(spec.documents.path)
-    if not folder.is_dir():
-        raise InputError(f"documents folder {folder} does not exist: correct documents.path in the spec")
-    if not any(path.suffix.lower() in SUFFIXES for path in folder.rglob("*") if path.is_file()):
-        raise InputError(
-            f"documents folder {folder} holds no page ({', '.join(SUFFIXES)}): "
-            f"put the pages there or correct documents.path"
-        )
+    if spec.documents is not None:
+        _check_documents(ctx.file(spec.documents.path))
     if spec.database.path:
         check_database(ctx.file(spec.database.path))
     for key, name in (
         ("database.make", spec.database.make),
         ("intents", spec.intents),
-        ("choices", spec.choices),
-        ("safety", spec.safety),
+        ("choices", "" if spec.choices == GENERATED else spec.choices),
+        ("safety", "" if spec.safety == GENERIC else spec.safety),
     ):
         if name and not ctx.file(name).is_file():
             raise InputError(f"{key}: file {ctx.file(name)} does not exist: correct '{key}' in the spec")
@@ -59,3 +54,13 @@ def check_inputs(ctx: Context) -> None:
             raise InputError(
                 f"candidate {ctx.file(candidate)} does not exist: give a model's path or a name of `riverrun hub list`"
             )
+
+
+def _check_documents(folder: Path) -> None:
+    if not folder.is_dir():
+        raise InputError(f"documents folder {folder} does not exist: correct documents.path in the spec")
+    if not any(path.suffix.lower() in SUFFIXES for path in folder.rglob("*") if path.is_file()):
+        raise InputError(
+            f"documents folder {folder} holds no page ({', '.join(SUFFIXES)}): "
+            f"put the pages there or correct documents.path"
+        )

@@ -10,10 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from riverrun.chain.asked import safety_of
 from riverrun.chain.machine import dtype_name
-from riverrun.chain.spec import AppSpec, PerIntent
+from riverrun.chain.spec import GENERATED, AppSpec, PerIntent
 from riverrun.chain.stage import Context
-from riverrun.data.choices import load_choices, load_safety
+from riverrun.data.choices import Choices, load_choices
 from riverrun.data.intents import Intent, load_intents
 from riverrun.models.config import ModelConfig
 from riverrun.plan.compute import decode_seconds, forward_flops
@@ -42,6 +43,8 @@ TURN_TOKENS = 45
 """Marks of the turns and of a tool call, and a short tool result."""
 REPLAY_CHARACTERS = 1100
 """Mean length of a replayed text, which is cut at 1,500 characters."""
+SYNTHESISED_QUESTION, SYNTHESISED_SQL, SYNTHESISED_REPLY = 55, 115, 90
+"""Mean characters of a synthesised question, its query and its answer."""
 ANSWER_TOKENS = 60
 """A tuned model's answer to a sealed question: a call, or a sentence."""
 
@@ -78,14 +81,27 @@ def _count(count: PerIntent, intent: Intent, phrasings: int) -> int:
 def sealed_count(ctx: Context) -> int:
     """How many sealed questions the intents yield."""
     wanted = ctx.spec.data.sealed_per_intent
+    if ctx.spec.synthesis is not None:
+        return ctx.spec.synthesis.sealed
     return sum(_count(wanted, i, len(i.phrasings.sealed)) for i in load_intents(ctx.file(ctx.spec.intents)))
+
+
+def _choices(ctx: Context) -> Choices | None:
+    """Multiple choice that is written down; generated ones are not known before the data stage."""
+    name = ctx.spec.choices
+    return load_choices(ctx.file(name)) if name and name != GENERATED else None
 
 
 def estimate_rows(ctx: Context) -> Rows:
     """Rows and tokens from the intents' own lengths; within about a third of the exact count."""
     spec = ctx.spec
     rows = characters = labels = 0.0
-    for intent in load_intents(ctx.file(spec.intents)):
+    if spec.synthesis is not None:
+        rows = float(spec.synthesis.train)
+        said = spec.data.answered * SYNTHESISED_REPLY
+        characters = rows * (SYNTHESISED_QUESTION + SYNTHESISED_SQL + said)
+        labels = rows * (SYNTHESISED_SQL + said)
+    for intent in load_intents(ctx.file(spec.intents)) if spec.intents else ():
         count = _count(spec.data.train_per_intent, intent, len(intent.phrasings.train))
         asked = sum(map(len, intent.phrasings.train)) / max(1, len(intent.phrasings.train))
         answered = spec.data.answered if intent.sql else spec.data.answered_pages if intent.page else 1.0
@@ -96,11 +112,11 @@ def estimate_rows(ctx: Context) -> Rows:
         rows += count
         characters += count * (asked + called + said + answered * shown)
         labels += count * (called + said)
-    if spec.choices:
-        extra = len(load_choices(ctx.file(spec.choices)).train) * spec.data.choice_rotations
+    if written := _choices(ctx):
+        extra = len(written.train) * spec.data.choice_rotations
         rows, characters, labels = rows + extra, characters + 800 * extra, labels + 30 * extra
     if spec.safety:
-        extra = len(load_safety(ctx.file(spec.safety)).train)
+        extra = len(safety_of(ctx).train)
         rows, characters, labels = rows + extra, characters + 160 * extra, labels + 80 * extra
     # A replayed text has no turns and no shared beginning: all of it is learned.
     rows, characters, labels = (
@@ -192,9 +208,9 @@ def stage_costs(ctx: Context, shape: ModelConfig, hardware: Hardware, rows: Rows
 
     tools = asks(sealed, PREFIX_TOKENS, ANSWER_TOKENS)
     untuned = asks(sealed, PREFIX_TOKENS, spec.evaluate.max_tokens)
-    choices = len(load_choices(ctx.file(spec.choices)).sealed) if spec.choices else 0
+    choices = len(written.sealed) if (written := _choices(ctx)) else 0
     choices = min(choices, spec.evaluate.choices or choices)
-    prompts = len(load_safety(ctx.file(spec.safety)).sealed) if spec.safety else 0
+    prompts = len(safety_of(ctx).sealed)
     retention = asks(1, spec.evaluate.retention_characters // 4, 0) + asks(spec.evaluate.sums, 40, 12)
     reading = 2 * (asks(4 * choices, 350, 0) + retention + asks(prompts, PREFIX_TOKENS, ANSWER_TOKENS))
     training = plan.method(plan.chosen)

@@ -14,9 +14,12 @@ from pydantic import Field, field_validator, model_validator
 
 from riverrun.base.config import Config, load_config
 from riverrun.base.errors import ConfigError
+from riverrun.data.synthesis import SynthesisConfig
 from riverrun.train.config import FinetuneConfig
 
 __all__ = [
+    "GENERATED",
+    "GENERIC",
     "AgentSpec",
     "AppSpec",
     "DatabaseSpec",
@@ -33,6 +36,8 @@ __all__ = [
     "load_app",
 ]
 
+GENERATED = "generated"
+GENERIC = "generic"
 PerIntent = int | dict[str, int]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -55,6 +60,9 @@ class DatabaseSpec(Config):
     """A Python script called as `python SCRIPT OUT.sqlite --seed SEED` that makes the database."""
     deny_columns: tuple[str, ...] = ()
     """Columns no query may read, as `column` or `table.column`; they are also left out of the schema text."""
+    show: dict[str, tuple[str, ...]] = {}
+    """Tables and their columns that the system text names and questions are made of; empty means all of them. An empty
+    list of columns means all of a table's. What is not shown can still be queried."""
     row_limit: int = Field(default=20, ge=1)
     """Rows a query returns at most."""
     seconds: float = Field(default=5.0, gt=0)
@@ -191,14 +199,15 @@ class AppSpec(Config):
     """Memory to plan for, in units of 10^9 bytes; what is free now unless given."""
     threads: int = Field(default=0, ge=0)
     """CPU threads for the model; 0 means all cores."""
-    documents: DocumentsSpec
+    documents: DocumentsSpec | None = None
     database: DatabaseSpec
-    intents: str
-    """What people ask: questions, their SQL or page, and answers."""
+    intents: str = ""
+    """What people ask: questions, their SQL or page, and answers. This or `synthesis`."""
+    synthesis: SynthesisConfig | None = None
     choices: str = ""
-    """Open-book multiple choice questions; empty means that this is not measured."""
+    """Open-book multiple choice questions; `generated` makes them from the pages; empty means that this is not measured."""
     safety: str = ""
-    """Prompts that must be refused; empty means that this is not measured."""
+    """Prompts that must be refused; `generic` takes the package's own; empty means that this is not measured."""
     search: SearchSpec = SearchSpec()
     select: SelectSpec = SelectSpec()
     data: TrainingDataSpec = TrainingDataSpec()
@@ -208,6 +217,19 @@ class AppSpec(Config):
     deploy: DeploySpec = DeploySpec()
     agent: AgentSpec = AgentSpec()
     gates: GatesSpec = GatesSpec()
+
+    @model_validator(mode="after")
+    def _one_source(self) -> AppSpec:
+        if bool(self.intents) == (self.synthesis is not None):
+            raise ValueError("give exactly one of intents and synthesis")
+        if self.documents is None and self.choices:
+            raise ValueError(f"choices = {self.choices!r} needs documents: give them, or leave choices out")
+        if self.synthesis is not None and self.synthesis.max_rows > self.database.row_limit:
+            raise ValueError(
+                f"synthesis.max_rows = {self.synthesis.max_rows} is above database.row_limit = {self.database.row_limit}: "
+                f"answers would be cut"
+            )
+        return self
 
     @field_validator("system")
     @classmethod

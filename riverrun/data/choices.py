@@ -30,11 +30,13 @@ __all__ = [
     "choice_answer",
     "choice_prompt",
     "cut_passage",
+    "generic_safety",
     "letter",
     "load_choices",
     "load_safety",
 ]
 
+_FOLDER = Path(__file__).parent / "wording"
 PASSAGE_CHARACTERS = 600
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])|\n+")
 _WORD = re.compile(r"[0-9A-Za-z]+(?:['’.,][0-9A-Za-z]+)*|[\u4e00-\u9fff]")
@@ -110,6 +112,11 @@ def load_safety(path: Path) -> SafetyPrompts:
     if shared := sorted({p.prompt for p in prompts.train} & {p.prompt for p in prompts.sealed}):
         raise ConfigError(f"{path}: prompt {shared[0]!r} stands in train and in sealed: remove one")
     return prompts
+
+
+def generic_safety(language: str) -> SafetyPrompts:
+    """The package's own prompts, which fit any business."""
+    return load_safety(_FOLDER / f"safety_{language}.yaml")
 
 
 def letter(index: int) -> str:

@@ -77,6 +77,7 @@ def build_conversations(
 ) -> list[Conversation]:
     """One conversation a question: system, user, (tool call, tool result,) answer.
 
+    A question that needs both has two calls in one turn, the database first, and both answers after one another.
     A page question is answered with the sentence of its page that shares most words with it. Of the database questions
     a share of `answered` has the answer turn, of the page questions `answered_pages`; the others end with the call,
     which is what is hard to learn.
@@ -88,22 +89,27 @@ def build_conversations(
     """
     out = []
     for question in questions:
-        call = _call(question, tools)
+        calls = _calls(question, tools)
         start = (Message.of("system", system),) if system else ()
         messages = (*start, Message.of("user", question.text))
-        if call is None:
+        if not calls:
             messages += (Message.of("assistant", question.reply),)
         else:
-            messages += (Message("assistant", tool_calls=(call,)),)
-            result = run_tool(call)
-            missing = _check(question, call, result)
+            messages += (Message("assistant", tool_calls=calls),)
+            results = [run_tool(call) for call in calls]
+            checks = (_check(question, call, result) for call, result in zip(calls, results, strict=True))
+            missing = "; ".join(filter(None, checks))
             if missing and on_skip:
                 on_skip(question, missing)
             share = answered if question.page is None else answered_pages
             if not missing and _share(question.id) < share:
-                reply = _quote(question, result.content) if question.page is not None else question.reply
-                shown = Message.of("tool", result.content, tool_call_id=call.id, name=call.name)
-                messages += (shown, Message.of("assistant", reply))
+                messages += tuple(
+                    Message.of("tool", result.content, tool_call_id=call.id, name=call.name)
+                    for call, result in zip(calls, results, strict=True)
+                )
+                quote = _quote(question, results[-1].content) if question.page is not None else ""
+                said = [question.reply, quote] if question.sql is not None else [quote]
+                messages += (Message.of("assistant", " ".join(filter(None, said))),)
         out.append(Conversation(question.id, messages, tuple(tools), question.intent))
     return out
 
@@ -124,11 +130,13 @@ def _quote(question: Question, content: str) -> str:
     return max(whole, key=lambda sentence: len(asked & set(re.findall(r"\w{3,}", sentence.lower()))))
 
 
-def _call(question: Question, tools: Sequence[ToolSpec]) -> ToolCall | None:
-    if question.sql is None and question.page is None:
-        return None
-    argument, value = ("sql", question.sql) if question.sql is not None else ("query", question.text)
-    return ToolCall(_tool_with(argument, tools, question), {argument: value}, "call_0")
+def _calls(question: Question, tools: Sequence[ToolSpec]) -> tuple[ToolCall, ...]:
+    wanted = [("sql", question.sql)] if question.sql is not None else []
+    wanted += [("query", question.text)] if question.page is not None else []
+    return tuple(
+        ToolCall(_tool_with(argument, tools, question), {argument: value}, f"call_{number}")
+        for number, (argument, value) in enumerate(wanted)
+    )
 
 
 def _check(question: Question, call: ToolCall, result: ToolResult) -> str:
@@ -137,12 +145,12 @@ def _check(question: Question, call: ToolCall, result: ToolResult) -> str:
     if result.is_error:
         raise InputError(f"question '{question.id}': tool '{call.name}' failed on {value!r}: {result.content}")
     data = result.data if isinstance(result.data, Mapping) else {}
-    if question.sql is not None and "rows" in data and [list(row) for row in data["rows"]] != question.rows:
+    if "sql" in call.arguments and "rows" in data and [list(row) for row in data["rows"]] != question.rows:
         raise InputError(
             f"question '{question.id}': tool '{call.name}' shows {len(data['rows'])} rows that differ from the "
             f"{len(question.rows or [])} gold rows of {value!r}: give both the same database and a row limit above that"
         )
-    if question.page is not None and "pages" in data and question.page not in data["pages"]:
+    if "query" in call.arguments and "pages" in data and question.page not in data["pages"]:
         return f"search brings up {', '.join(map(str, data['pages'])) or 'nothing'} instead of '{question.page}'"
     return ""
 

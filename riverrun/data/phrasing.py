@@ -15,7 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from riverrun.base.config import load_yaml
-from riverrun.data.names import concept_of, is_person_table, plural, say_column, say_table, split_name, without_identifier
+from riverrun.data.names import (
+    concept_of,
+    is_person_table,
+    plural,
+    say_column,
+    say_table,
+    split_name,
+    without_identifier,
+)
 from riverrun.data.schema import Column, Schema, Table
 from riverrun.data.shapes import Composition, Slot
 
@@ -87,7 +95,9 @@ class Speech:
     def article(self, noun: str) -> str:
         if self.language != "en" or plural(noun) == noun:
             return noun
-        return f"an {noun}" if noun[:1].lower() in "aeiou" and not noun.startswith(("uni", "use", "eu")) else f"a {noun}"
+        return (
+            f"an {noun}" if noun[:1].lower() in "aeiou" and not noun.startswith(("uni", "use", "eu")) else f"a {noun}"
+        )
 
     # Values.
 

@@ -266,7 +266,9 @@ class _Reader:
                 spelled = _spelled(others, target)
                 if own and spelled and len(own) == len(spelled):
                     links.append(Link(table.name, own, target.name, spelled, True))
-        return sorted(links, key=lambda link: [c.name for c in known[link.table.lower()].columns].index(link.columns[0]))
+        return sorted(
+            links, key=lambda link: [c.name for c in known[link.table.lower()].columns].index(link.columns[0])
+        )
 
     def _inferred(self, tables: Sequence[Table], declared: Sequence[Link]) -> list[Link]:
         """Links by name and by value: `customer_id` or `customer` whose every value is a key of customers."""
@@ -337,7 +339,9 @@ def _inferred_key(table: str, columns: Sequence[Column]) -> tuple[str, ...]:
             return (column.name,)
     first = columns[0]
     words = split_name(first.name)
-    named = bool(words) and (words[-1] in ("id", "number", "code", "key") or first.name.endswith(("编号", "号", "代码")))
+    named = bool(words) and (
+        words[-1] in ("id", "number", "code", "key") or first.name.endswith(("编号", "号", "代码"))
+    )
     return (first.name,) if first.unique and named and first.kind in ("integer", "text") else ()
 
 

@@ -13,7 +13,15 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from riverrun.base.sql import quote_name
-from riverrun.data.names import concept_of, is_label_name, is_minor, is_person_table, is_secret, lexicon, without_identifier
+from riverrun.data.names import (
+    concept_of,
+    is_label_name,
+    is_minor,
+    is_person_table,
+    is_secret,
+    lexicon,
+    without_identifier,
+)
 from riverrun.data.names import split_name as words_of
 from riverrun.data.schema import Column, Link, Schema, Table
 
@@ -173,7 +181,11 @@ class _Shapes:
         found = []
         for column in self.plain(table):
             filled = max(1, column.rows - column.nulls)
-            shared = column.distinct <= max(MANY, 0.5 * filled) or concept_of(column.name) in ("city", "country", "region")
+            shared = column.distinct <= max(MANY, 0.5 * filled) or concept_of(column.name) in (
+                "city",
+                "country",
+                "region",
+            )
             unfit = is_label_name(column.name, table.name) == 0 and column.kind == "text"
             if column.name in table.label or unfit or column.distinct < 2 or column.length > 40:
                 continue
@@ -235,7 +247,9 @@ class _Shapes:
             label = quote_name(table.label[0])
             slot = Slot("v", "part", value_query(table, table.label), split=True)
             column = table.by_name[table.label[0]]
-            yield replace(base, form="contains", kind="filter", where=(f"{label} LIKE {{v}}",), slots=(slot,), by=column)
+            yield replace(
+                base, form="contains", kind="filter", where=(f"{label} LIKE {{v}}",), slots=(slot,), by=column
+            )
 
     def _by_value(self, base: _Set) -> Iterator[_Set]:
         table = base.table
@@ -245,7 +259,9 @@ class _Shapes:
             shape = replace(base, kind="filter", slots=(slot,), by=column)
             yield replace(shape, form="equal", where=(f"{column.sql} = {{v}}",), weight=3 * weight)
             if column.kind == "text" and column.nulls == 0:
-                yield replace(shape, form="not", kind="negation", where=(f"{column.sql} != {{v}}",), weight=0.7 * weight)
+                yield replace(
+                    shape, form="not", kind="negation", where=(f"{column.sql} != {{v}}",), weight=0.7 * weight
+                )
             for number in self.numbers(table)[:2]:
                 threshold = self._threshold(table, number, "n")
                 where = (f"{column.sql} = {{v}}", f"{number.sql} > {{n}}")
@@ -263,7 +279,9 @@ class _Shapes:
                 yield replace(base, form="equal", kind="filter", where=where, slots=(slot,), by=column)
             if 0.03 * column.rows < column.nulls < 0.97 * column.rows and column.name not in table.label:
                 where = (f"{column.sql} IS NULL",)
-                yield replace(base, form="missing", kind="negation", where=where, by=column, weight=0.7 * self.weight(column))
+                yield replace(
+                    base, form="missing", kind="negation", where=where, by=column, weight=0.7 * self.weight(column)
+                )
 
     def _threshold(self, table: Table, column: Column, name: str) -> Slot:
         query = f"SELECT {column.sql} FROM {table.sql} WHERE {column.sql} IS NOT NULL ORDER BY 1 LIMIT 20000"
@@ -486,7 +504,9 @@ class _Shapes:
             return
         names = ", ".join(quote_name(name) for name in table.label)
         first = quote_name(table.label[0])
-        columns = [column for column in self.plain(table) if column.name not in table.label and not is_minor(column.name)]
+        columns = [
+            column for column in self.plain(table) if column.name not in table.label and not is_minor(column.name)
+        ]
         if len(table.label) == 2:
             query = f"SELECT {first} FROM {table.sql} GROUP BY {first} HAVING COUNT(*) BETWEEN 2 AND 6"
             where, form = f"{first} = {{v}}", "value"
@@ -516,7 +536,9 @@ def _ranked(shape: _Set, names: str, group: str, amounts: Sequence[Column], grou
             yield shape.ask(f"most_{label}_n", shape.select(names, tail=f"{sort} {{n}}"), column=column, slots=(limit,),
                             weight=share, tie=shape.select(measure, tail=f"{sort} {{n}} + 1"))  # fmt: skip
         if groups <= 20:
-            yield shape.ask(f"each_{label}", shape.select(f"{names}, {measure}", tail=group), column=column, weight=share)
+            yield shape.ask(
+                f"each_{label}", shape.select(f"{names}, {measure}", tail=group), column=column, weight=share
+            )
 
 
 def _join(link: Link, alias: str) -> str:

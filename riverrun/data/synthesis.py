@@ -110,7 +110,9 @@ def synthesise(database: Path, schema: Schema, config: SynthesisConfig, *, langu
                 wanted = [item for item in wanted if item.name in held or item.name in trained] or wanted
             out.questions[split] = _of_split(drawer, wanted, split, count)
     there = {question.kind for questions in out.questions.values() for question in questions}
-    out.left_out = [f"no question of kind {kind}: the database has nothing for it" for kind in SHARES if kind not in there]
+    out.left_out = [
+        f"no question of kind {kind}: the database has nothing for it" for kind in SHARES if kind not in there
+    ]
     if not out.questions["train"]:
         raise InputError(f"{database} gave no question: its tables hold too few rows that can be named or counted")
     return out
@@ -253,7 +255,9 @@ class _Drawer:
         for slot in item.slots:
             pool = self._pool(slot, split)
             if slot.form == "limit":
-                plain[slot.name] = rng.choice((3, 5, 10) if split == "train" else (2, 4, 5) if split == "dev" else (3, 4, 5))
+                plain[slot.name] = rng.choice(
+                    (3, 5, 10) if split == "train" else (2, 4, 5) if split == "dev" else (3, 4, 5)
+                )
                 shown[slot.name] = parts[slot.name] = str(plain[slot.name])
                 continue
             if not pool:
@@ -300,7 +304,9 @@ class _Drawer:
             self.pools[key] = [row for row in found if all(_sayable(value) for value in row)]
             texts = {_text(row): row for row in self.pools[key]}
             parts = divide([texts]) if len(texts) > MANY // 3 or slot.split else {}
-            self.splits[key] = {name: [row for text, row in texts.items() if parts.get(text) == name] for name in SPLITS}
+            self.splits[key] = {
+                name: [row for text, row in texts.items() if parts.get(text) == name] for name in SPLITS
+            }
         return self.splits[key][split] if slot.split else self.pools[key]
 
     def rows_of(self, sql: str) -> list[tuple[Any, ...]]:
@@ -316,7 +322,9 @@ class _Drawer:
     ) -> str:
         marks = self.speech.marks(item, shown, rng)
         marks["set"] = self.speech.set_phrase(item, "train", marks, rng)
-        owner = item.parent if item.parent is not None and item.op.startswith(("parent", "most", "each")) else item.table
+        owner = (
+            item.parent if item.parent is not None and item.op.startswith(("parent", "most", "each")) else item.table
+        )
         says_names = item.op.startswith(("list", "top", "low", "parent", "most", "each", "ambiguous"))
         is_pair = says_names and item.form != "column" and len(owner.label) == 2
         named = [[" ".join(map(str, row[:2])), *row[2:]] if is_pair else row for row in rows[:LISTED]]

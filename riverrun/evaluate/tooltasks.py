@@ -1,11 +1,11 @@
 """Tool tasks: does the model's call fetch what the question asks for? Judged by executing it, never by its wording.
 
 A question of kind `page` wants `search_policies` to bring its page; kind `chat` wants words and no call; every other
-kind holds a gold query, and the rows of the model's query must equal the gold rows. The model gets all questions in one
-batch. A plain model is judged by its first call. An agent (`Completion.steps`) may try again after an error, so
+kind holds a gold query, and the rows of the model's query must equal the gold rows; kind `both` wants the rows and the
+page. The model gets all questions in one batch. A plain model is judged by its first call. An agent (`Completion.steps`) may try again after an error, so
 it is judged by its last call of the tool that the question needs.
 
-Not covered: whether the final answer words the rows well, and questions that need several calls.
+Not covered: whether the final answer words the rows well, and questions that need several calls of one tool.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from riverrun.base.errors import InputError, ToolError
@@ -45,8 +45,8 @@ class ToolQuestion:
     page: str | None = None
 
     def __post_init__(self) -> None:
-        if self.kind == "page" and not self.page:
-            raise InputError(f"question '{self.id}' is of kind 'page' and names no page: give its key 'page'")
+        if self.kind in ("page", "both") and not self.page:
+            raise InputError(f"question '{self.id}' is of kind '{self.kind}' and names no page: give its key 'page'")
         if self.kind not in ("page", "chat") and not self.sql:
             raise InputError(
                 f"question '{self.id}' is of kind '{self.kind}' and holds no gold query: give its key 'sql'"
@@ -168,6 +168,8 @@ class _Judge:
         self._gold: dict[str, Rows] = {}
 
     def record(self, question: ToolQuestion, completion: Completion) -> Record:
+        if question.kind == "both":
+            return self._both(question, completion)
         needed = {"page": self.page_tool, "chat": None}.get(question.kind, self.sql_tool)
         calls, decisive, result = self._decisive(completion, needed)
         sql = str(decisive.arguments.get("sql") or "") if decisive and decisive.name == self.sql_tool else None
@@ -186,6 +188,32 @@ class _Judge:
         else:
             rows, expected = _data(result, "rows"), self.gold(question)
             success = not error and _answers(question.sql or "", sql or "", expected, rows)
+        return self._record(question, completion, calls, sql, rows, expected, success, error)
+
+    def _both(self, question: ToolQuestion, completion: Completion) -> Record:
+        """Rows and page, from one turn of a plain model or any turns of an agent."""
+        halves = [
+            self.record(replace(question, kind=kind), _only(completion, tool))
+            for kind, tool in (("lookup", self.sql_tool), ("page", self.page_tool))
+        ]
+        calls, _, _ = self._decisive(completion, None)
+        first, second = halves
+        error = "; ".join(half.error for half in halves if half.error)
+        success = first.success and second.success
+        expected = [first.expected, second.expected]
+        return self._record(question, completion, calls, first.sql, [first.rows, second.rows], expected, success, error)
+
+    def _record(
+        self,
+        question: ToolQuestion,
+        completion: Completion,
+        calls: Sequence[ToolCall],
+        sql: str | None,
+        rows: Any,
+        expected: Any,
+        success: bool,
+        error: str,
+    ) -> Record:
         usage = completion.usage
         return Record(
             question.id,
@@ -237,6 +265,13 @@ class _Judge:
                 )
             self._gold[sql] = rows
         return self._gold[sql]
+
+
+def _only(completion: Completion, tool: str) -> Completion:
+    """The completion with the calls and steps of one tool alone."""
+    calls = tuple(call for call in completion.message.tool_calls if call.name == tool)
+    steps = tuple(step for step in completion.steps if step["tool"] == tool)
+    return replace(completion, message=replace(completion.message, tool_calls=calls), steps=steps)
 
 
 def _data(result: ToolResult | None, key: str) -> Any:

@@ -20,6 +20,7 @@ from typing import Any
 from riverrun.agent.tool import Arguments, Effects, clip, failure
 from riverrun.agent.tools.sql_rules import PATTERN_CHARACTERS, Authorizer, install_functions, joined_columns
 from riverrun.base.errors import InputError, ToolError, nearest
+from riverrun.base.sql import quote_name
 from riverrun.base.types import ToolResult, ToolSpec
 
 __all__ = ["DatabaseTool"]
@@ -33,7 +34,8 @@ CELL_CHARACTERS = 2_000  # longest value kept in `data`; the content shows less
 class DatabaseTool:
     """`run({"sql": ...})`: content is a header line and rows "a | b"; a single value is "price: 12.5".
 
-    path: an SQLite file, else InputError. deny_columns: "email" or "customers.email". seconds: wall time of one query,
+    path: an SQLite file, else InputError. deny_columns: "email" or "customers.email". show: the tables and columns that
+    `schema_text` names (all, when empty); what it leaves out can be queried all the same. seconds: wall time of one query,
     waiting for locks included. characters: longest content. data = {"columns", "rows", "more"}.
     Thread-safe: each query has its own connection.
     """
@@ -45,6 +47,7 @@ class DatabaseTool:
         path: Path | str,
         *,
         deny_columns: Sequence[str] = (),
+        show: Mapping[str, Sequence[str]] | None = None,
         row_limit: int = 20,
         seconds: float = 2.0,
         characters: int = 1500,
@@ -59,16 +62,17 @@ class DatabaseTool:
         self.path, self.row_limit, self.seconds, self.characters = Path(path), row_limit, seconds, characters
         self.tables = _read_schema(self.path)
         self._denied = _denied(deny_columns, self.tables, self.path)
+        self._shown = _shown(show or {}, self.tables, self.path)
         self._arguments = Arguments(_signature)
         self._arguments.tool = name
         self.spec = ToolSpec(name, description, self._arguments.schema)
 
     def schema_text(self) -> str:
-        """One line a table, "books(id, title, price)", private columns left out."""
+        """One line a table, "books(id, title, price)", as a query must write the names; private columns left out."""
         lines = []
-        for table, columns in self.tables.items():
-            seen = [column for column in columns if (table.lower(), column.lower()) not in self._denied]
-            lines.append(f"{table}({', '.join(seen)})")
+        for table, columns in self._shown.items():
+            seen = [quote_name(column) for column in columns if (table.lower(), column.lower()) not in self._denied]
+            lines.append(f"{quote_name(table)}({', '.join(seen)})")
         return "\n".join(lines)
 
     def run(self, arguments: Mapping[str, Any]) -> ToolResult:
@@ -239,6 +243,23 @@ def _read_schema(path: Path) -> dict[str, list[str]]:
     if not tables:
         raise InputError(f"{path} holds no tables: give a database with data")
     return tables
+
+
+def _shown(
+    show: Mapping[str, Sequence[str]], tables: Mapping[str, Sequence[str]], path: Path
+) -> Mapping[str, Sequence[str]]:
+    """The tables and columns to name, as the database spells them; InputError for one that is not there."""
+    out: dict[str, Sequence[str]] = {}
+    for table, columns in show.items():
+        if table not in tables:
+            raise InputError(f"show: {path.name} has no table '{table}'.{nearest(table, tables)}")
+        for column in columns:
+            if column not in tables[table]:
+                raise InputError(
+                    f"show: table {table} of {path.name} has no column '{column}'.{nearest(column, tables[table])}"
+                )
+        out[table] = columns or tables[table]
+    return out or tables
 
 
 def _denied(names: Sequence[str], tables: Mapping[str, Sequence[str]], path: Path) -> frozenset[tuple[str, str]]:

@@ -17,29 +17,27 @@ from typing import Any, ClassVar
 
 from riverrun.base.errors import InputError
 from riverrun.base.progress import Progress
-from riverrun.base.types import ToolCall
+from riverrun.base.types import Document, ToolCall
+from riverrun.chain.asked import choices_of, gather, safety_of
 from riverrun.chain.assistant import Assistant, make_assistant
 from riverrun.chain.check import check_database
 from riverrun.chain.measure import write_lines
-from riverrun.chain.spec import PerIntent
+from riverrun.chain.spec import GENERATED, GENERIC
 from riverrun.chain.stage import Context, StageResult
-from riverrun.data.choices import Choice, build_choice_rows, build_safety_rows, load_choices, load_safety
+from riverrun.data.choices import Choice, build_choice_rows, build_safety_rows
 from riverrun.data.conversations import (
     Conversation,
     Intent,
     Question,
     build_conversations,
-    build_questions,
-    load_intents,
     write_questions,
 )
-from riverrun.data.intents import Split
-from riverrun.data.journal import read_documents
+from riverrun.data.journal import Funnel, read_documents, write_journal
 from riverrun.data.pipeline import clean_folder
 from riverrun.data.replay import replay_texts
 from riverrun.evaluate.retention import cpython_topics, held_out
 
-__all__ = ["Data", "make_database"]
+__all__ = ["Data", "files_of", "make_database", "make_pages"]
 
 
 def make_database(ctx: Context, out: Path) -> None:
@@ -61,12 +59,34 @@ def make_database(ctx: Context, out: Path) -> None:
     half.replace(out)
 
 
+def make_pages(ctx: Context, out: Path, progress: Progress | None = None) -> Funnel:
+    """Clean the documents of the spec into `out`; where there are none, the journal is empty."""
+    spec = ctx.spec.documents
+    if spec is not None:
+        return clean_folder(ctx.file(spec.path), out, keep=spec.keep, progress=progress)
+    funnel = Funnel(0, 0, 0, {}, ())
+    write_journal(out, [], [], funnel)
+    return funnel
+
+
+def files_of(ctx: Context, *more: str) -> dict[str, str]:
+    """Digests of the recipe's files that questions are made of, and of `more` where they are files."""
+    spec = ctx.spec
+    pages = spec.documents.path if spec.documents is not None else ""
+    named = (pages, spec.database.path, spec.database.make, spec.intents, *more)
+    found: dict[str, str] = {}
+    for name in named:
+        found |= ctx.file_input(name) if name and name not in (GENERATED, GENERIC) else {}
+    return found
+
+
 class Data:
     name: ClassVar[str] = "data"
     code: ClassVar[tuple[str, ...]] = (
         "base",
         "data",
         "agent",
+        "chain/asked.py",
         "chain/assistant.py",
         "evaluate/retention.py",
     )
@@ -75,42 +95,34 @@ class Data:
 
     def inputs(self, ctx: Context) -> dict[str, str]:
         spec = ctx.spec
-        names = (
-            spec.documents.path,
-            spec.database.path,
-            spec.database.make,
-            spec.intents,
-            spec.choices,
-            spec.safety,
-        )
-        found: dict[str, str] = {}
-        for name in names:
-            found |= ctx.file_input(name) if name else {}
-        return found
+        return files_of(ctx, spec.choices, spec.safety)
 
     def config(self, ctx: Context) -> dict[str, Any]:
-        keys = {"system", "documents", "database", "intents", "choices", "safety", "search", "data"}
+        keys = {
+            "system",
+            "documents",
+            "database",
+            "intents",
+            "choices",
+            "safety",
+            "search",
+            "data",
+            "synthesis",
+            "language",
+        }
         return ctx.spec.model_dump(mode="json", include=keys) | {"retention": ctx.spec.evaluate.retention_characters}
 
     def run(self, ctx: Context, folder: Path, progress: Progress) -> StageResult:
         spec = ctx.spec
-        funnel = clean_folder(ctx.file(spec.documents.path), folder, keep=spec.documents.keep, progress=progress)
+        funnel = make_pages(ctx, folder, progress)
         database = folder / "shop.sqlite"
         make_database(ctx, database)
         documents = read_documents(folder / "kept.jsonl")
         pages = {document.id: document.text for document in documents}
         assistant = make_assistant(spec, database, documents)
-        intents = load_intents(ctx.file(spec.intents))
-        _check_pages(intents, pages, folder)
-        per_intent: dict[Split, PerIntent] = {
-            "train": spec.data.train_per_intent,
-            "dev": spec.data.dev_per_intent,
-            "sealed": spec.data.sealed_per_intent,
-        }
-        questions = {
-            split: build_questions(intents, database, split=split, per_intent=count, seed=spec.seed)
-            for split, count in per_intent.items()
-        }
+        asked = gather(ctx, database, documents, assistant)
+        _check_pages(asked.intents, pages, folder)
+        questions = asked.questions
         write_questions(folder / "questions_dev.jsonl", questions["dev"])
         write_questions(folder / "questions_sealed.jsonl", questions["sealed"])
         skipped: list[tuple[Question, str]] = []
@@ -123,12 +135,14 @@ class Data:
             answered=spec.data.answered,
             answered_pages=spec.data.answered_pages,
         )
-        rows += _choice_rows(ctx, assistant, pages, folder) + _safety_rows(ctx, assistant, folder)
+        rows += _choice_rows(ctx, assistant, documents, folder) + _safety_rows(ctx, assistant, folder)
         replay = replay_texts(spec.data.replay, characters=1500, seed=spec.seed)
         lines = [row.to_openai() for row in rows] + [{"id": f"replay-{name}", "text": text} for name, text in replay]
         write_lines(folder / "train.jsonl", lines)
         topics = held_out(cpython_topics(), characters=spec.evaluate.retention_characters)
         write_lines(folder / "retention.jsonl", [{"id": name, "text": text} for name, text in topics])
+        for what in asked.left_out:
+            progress.say(f"  left out: {what}")
         for question, why in skipped:
             progress.say(f"  call only: {question.text} ({why})")
         scores = {
@@ -144,6 +158,8 @@ class Data:
             "without_answer": [question.text for question, _ in skipped],
             "train_by_kind": _by_kind(questions["train"]),
             "sealed_by_kind": _by_kind(questions["sealed"]),
+            "left_out": asked.left_out,
+            "sealed_held_out": sum(question.intent in asked.held_out for question in questions["sealed"]),
         }
         return StageResult(counts=counts, scores=scores)
 
@@ -162,13 +178,11 @@ def _check_pages(intents: Sequence[Intent], pages: dict[str, str], folder: Path)
             )
 
 
-def _choice_rows(ctx: Context, assistant: Assistant, pages: dict[str, str], folder: Path) -> list[Conversation]:
+def _choice_rows(ctx: Context, assistant: Assistant, documents: Sequence[Document], folder: Path) -> list[Conversation]:
     """Writes the sealed questions; returns training rows in the same form."""
     spec = ctx.spec
-    if not spec.choices:
-        write_lines(folder / "choices_sealed.jsonl", [])
-        return []
-    choices = load_choices(ctx.file(spec.choices))
+    choices = choices_of(ctx, documents)
+    pages = {document.id: document.text for document in documents}
     sealed = [choice.model_dump(mode="json") | {"id": f"choice-{n:03d}"} for n, choice in enumerate(choices.sealed)]
     write_lines(folder / "choices_sealed.jsonl", sealed)
     rotations = spec.data.choice_rotations
@@ -186,10 +200,7 @@ def _choice_rows(ctx: Context, assistant: Assistant, pages: dict[str, str], fold
 
 def _safety_rows(ctx: Context, assistant: Assistant, folder: Path) -> list[Conversation]:
     """Writes the sealed prompts; returns training rows with their refusals."""
-    if not ctx.spec.safety:
-        write_lines(folder / "safety_sealed.jsonl", [])
-        return []
-    prompts = load_safety(ctx.file(ctx.spec.safety))
+    prompts = safety_of(ctx)
     sealed = [prompt.model_dump(mode="json") | {"id": f"safety-{n:03d}"} for n, prompt in enumerate(prompts.sealed)]
     write_lines(folder / "safety_sealed.jsonl", sealed)
     rows = build_safety_rows(prompts.train, system=assistant.system, tools=assistant.specs)

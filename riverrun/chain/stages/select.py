@@ -10,15 +10,15 @@ from riverrun.base.artifacts import write_json
 from riverrun.base.errors import InputError
 from riverrun.base.progress import Progress
 from riverrun.base.types import SamplingParams
+from riverrun.chain.asked import gather
 from riverrun.chain.assistant import make_assistant
 from riverrun.chain.candidates import Candidate, find_candidate
 from riverrun.chain.machine import available_memory, dtype_name
 from riverrun.chain.measure import watched
 from riverrun.chain.stage import Context, StageResult
-from riverrun.chain.stages.data import make_database
-from riverrun.data.conversations import Question, build_questions, load_intents
+from riverrun.chain.stages.data import files_of, make_database, make_pages
+from riverrun.data.conversations import Question
 from riverrun.data.journal import read_documents
-from riverrun.data.pipeline import clean_folder
 from riverrun.evaluate import tooltasks
 from riverrun.evaluate.tooltasks import ToolQuestion
 from riverrun.plan.memory import inference_memory
@@ -34,7 +34,9 @@ class Select:
         "models",
         "serve",
         "plan",
+        "data",
         "chain/candidates.py",
+        "chain/asked.py",
         "chain/assistant.py",
     )
     resumable: ClassVar[bool] = False
@@ -43,14 +45,22 @@ class Select:
     def inputs(self, ctx: Context) -> dict[str, str]:
         found = {f"candidate {name}": find_candidate(ctx, name).sha256 for name in ctx.spec.candidates}
         if ctx.spec.select.dev_questions:
-            spec = ctx.spec
-            for name in (spec.intents, spec.documents.path, spec.database.path, spec.database.make):
-                found |= ctx.file_input(name) if name else {}
+            found |= files_of(ctx)
         return found
 
     def config(self, ctx: Context) -> dict[str, Any]:
         spec = ctx.spec
-        keys = {"candidates", "licences", "memory_gb", "select", "system", "search", "database", "documents"}
+        keys = {
+            "candidates",
+            "licences",
+            "memory_gb",
+            "select",
+            "system",
+            "search",
+            "database",
+            "documents",
+            "synthesis",
+        }
         shared = {"max_tokens": spec.evaluate.max_tokens, "dev_per_intent": spec.data.dev_per_intent}
         return spec.model_dump(mode="json", include=keys) | shared
 
@@ -113,10 +123,10 @@ def _score(ctx: Context, accepted: Sequence[tuple[Candidate, dict[str, Any]]], w
     work.mkdir(parents=True, exist_ok=True)
     database = work / "shop.sqlite"
     make_database(ctx, database)
-    clean_folder(ctx.file(spec.documents.path), work, keep=spec.documents.keep)
-    assistant = make_assistant(spec, database, read_documents(work / "kept.jsonl"))
-    intents = load_intents(ctx.file(spec.intents))
-    questions = build_questions(intents, database, split="dev", per_intent=spec.data.dev_per_intent, seed=spec.seed)
+    make_pages(ctx, work)
+    documents = read_documents(work / "kept.jsonl")
+    assistant = make_assistant(spec, database, documents)
+    questions = gather(ctx, database, documents, assistant).questions["dev"]
     chosen = [_as_task(question) for question in _spread(questions, spec.select.dev_questions)]
     for candidate, row in accepted:
         what = f"{candidate.name}: development questions"

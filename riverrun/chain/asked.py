@@ -18,7 +18,7 @@ from riverrun.data.page_questions import add_pages, find_topics, gap_choices, pa
 from riverrun.data.schema import Schema, read_schema
 from riverrun.data.synthesis import SynthesisConfig, synthesise, talk_questions
 
-__all__ = ["Asked", "choices_of", "gather", "safety_of"]
+__all__ = ["Asked", "choices_of", "gather", "safety_of", "topics_of"]
 
 TOPICS = 4
 """Tables that the assistant names when it is asked what it can do."""
@@ -26,7 +26,7 @@ TOPICS = 4
 
 @dataclass
 class Asked:
-    """Questions by split. `intents` are empty where nothing was written down; `left_out` says what could not be made."""
+    """Questions by split; `intents` where a recipe wrote some down; `left_out` says what could not be made."""
 
     questions: dict[str, list[Question]]
     intents: list[Intent] = field(default_factory=list)
@@ -72,7 +72,7 @@ def _synthesise(
             questions += page_questions(topics, split, round(count * config.pages), **named)  # type: ignore[arg-type]
             questions += both
         talk = round(count * config.talk)
-        questions += talk_questions(spec.language, split, talk, name=spec.name, topics=_topics(schema, spec.language),
+        questions += talk_questions(spec.language, split, talk, name=spec.name, topics=topics_of(schema, spec.language),
                                     seed=spec.seed)  # fmt: skip
     return Asked(made.questions, [], made.left_out, made.held_out)
 
@@ -83,7 +83,7 @@ def _pages(assistant: Assistant, text: str) -> Sequence[str]:
     return tuple((found.data or {}).get("pages", ()))
 
 
-def _topics(schema: Schema, language: str) -> str:
+def topics_of(schema: Schema, language: str) -> str:
     """The largest named tables, as a list in words."""
     named = [table for table in schema.tables if table.label] or list(schema.tables)
     named.sort(key=lambda table: -table.rows)

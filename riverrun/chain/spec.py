@@ -6,7 +6,7 @@ The sections follow the stages; `gates` holds the bars that stop a run.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -60,7 +60,7 @@ class DatabaseSpec(Config):
     """A Python script called as `python SCRIPT OUT.sqlite --seed SEED` that makes the database."""
     deny_columns: tuple[str, ...] = ()
     """Columns no query may read, as `column` or `table.column`; they are also left out of the schema text."""
-    show: dict[str, tuple[str, ...]] = {}
+    show: Mapping[str, tuple[str, ...]] = {}
     """Tables and their columns that the system text names and questions are made of; empty means all of them. An empty
     list of columns means all of a table's. What is not shown can still be queried."""
     row_limit: int = Field(default=20, ge=1)
@@ -205,7 +205,7 @@ class AppSpec(Config):
     """What people ask: questions, their SQL or page, and answers. This or `synthesis`."""
     synthesis: SynthesisConfig | None = None
     choices: str = ""
-    """Open-book multiple choice questions; `generated` makes them from the pages; empty means that this is not measured."""
+    """Open-book multiple choice questions; `generated` makes them from the pages; empty means: not measured."""
     safety: str = ""
     """Prompts that must be refused; `generic` takes the package's own; empty means that this is not measured."""
     search: SearchSpec = SearchSpec()
@@ -226,8 +226,8 @@ class AppSpec(Config):
             raise ValueError(f"choices = {self.choices!r} needs documents: give them, or leave choices out")
         if self.synthesis is not None and self.synthesis.max_rows > self.database.row_limit:
             raise ValueError(
-                f"synthesis.max_rows = {self.synthesis.max_rows} is above database.row_limit = {self.database.row_limit}: "
-                f"answers would be cut"
+                f"synthesis.max_rows = {self.synthesis.max_rows} is above database.row_limit = "
+                f"{self.database.row_limit}: answers would be cut"
             )
         return self
 

@@ -1,4 +1,4 @@
-"""`riverrun`: run, chat, serve, report, doctor, hub. Only typer is imported before a sub-command is known.
+"""`riverrun`: init, run, ask, chat, serve, report, doctor, hub. Only typer is imported before a sub-command is known.
 
 Exit codes: 0 done, 1 failed, 2 input that cannot be used, 3 a gate missed its bar, 130 interrupted.
 RIVERRUN_DEBUG=1 shows tracebacks, RIVERRUN_LANG=zh speaks Chinese where the project has the words.
@@ -58,6 +58,26 @@ def _errors() -> Iterator[None]:
 
 
 @app.command()
+def init(
+    name: Annotated[Path, typer.Argument(help="Folder to write app.yaml into; its last part names the application.")],
+    database: Annotated[str, typer.Option(help="SQLite file that questions are answered from.")],
+    documents: Annotated[
+        Path | None, typer.Option(help="Folder of .html, .txt and .md pages; none means no page search.")
+    ] = None,
+    language: Annotated[str, typer.Option(help="Language of the questions: en or zh.")] = "en",
+    candidate: Annotated[
+        list[str] | None, typer.Option(help="Model of the catalogue or path; may be given several times.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Write app.yaml anew where there is one.")] = False,
+) -> None:
+    """Draft an application for a database and pages that nobody prepared: one app.yaml, to be run as it is."""
+    with _errors():
+        from riverrun.cli.init import init_command
+
+        init_command(name, database, documents, language, candidate or [], force)
+
+
+@app.command()
 def run(
     recipe: Annotated[Path, typer.Argument(help="Folder with app.yaml, or the file itself.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="Changes to the spec: key.sub=value ...")] = None,
@@ -91,6 +111,24 @@ def chat(
         from riverrun.cli.chat import chat_command
 
         chat_command(target, url, model, api_key, system, max_tokens, temperature)
+
+
+@app.command()
+def ask(
+    target: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
+    questions: Annotated[Path, typer.Option(help='JSON lines, each {"question": ...} with an optional "id".')],
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object a line: answer, SQL and rows, or page.")
+    ] = False,
+    database: Annotated[
+        Path | None, typer.Option(help="Answer from this SQLite file instead of the run's copy.")
+    ] = None,
+) -> None:
+    """Answer a file of questions through the run's server and agent, one line each, in the order of the file."""
+    with _errors():
+        from riverrun.cli.ask import ask_command
+
+        ask_command(target, questions, as_json, database)
 
 
 @app.command()

@@ -13,6 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from riverrun.base.types import Document
 from riverrun.data.choices import Choice, Choices, cut_passage
@@ -29,14 +30,15 @@ LEAST_PAGES = 6
 MOST_TOPICS = 8
 _SENTENCE = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])|\n+")
 _WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
-_STOP = frozenset(
-    """a about above after again all also am an and any are as at be because been before being below between both but by can
-    could did do does done down each either else ever every few first for from get got had has have he her here hers him
-    his how i if in into is it its just last like made make many may me might more most much must my near never no nor not
-    now of off on once one only or other our out over own per same she should since so some such take than that the their
-    them then there these they this those through to too two under until up us use used using very via was we were what
-    when where which while who whom whose why will with within without would yes yet you your three please see via""".split()
-)
+_STOP_WORDS = """
+a about above after again all also am an and any are as at be because been before being below between both but by can
+could did do does done down each either else ever every few first for from get got had has have he her here hers him
+his how i if in into is it its just last like made make many may me might more most much must my near never no nor not
+now of off on once one only or other our out over own per same she should since so some such take than that the their
+them then there these they this those through to too two under until up us use used using very via was we were what
+when where which while who whom whose why will with within without would yes yet you your three please see via
+"""
+_STOP = frozenset(_STOP_WORDS.split())
 _NUMBER = re.compile(r"(?<![\w.,:/-])\d{1,6}(?:[.,]\d{1,3})?(?![\w:/-]|[.,]\d)")
 
 
@@ -79,10 +81,10 @@ def _candidates(document: Document, spread: Mapping[str, int], pages: int) -> li
     pairs: Counter[str] = Counter()
     for sentence in sentences:
         words = _WORD.findall(sentence)
-        for one, other in zip(words, words[1:], strict=False):
-            if min(len(one), len(other)) > 2 and not {one.casefold(), other.casefold()} & _STOP and one.isalpha():
-                if other.isalpha() and f"{one} {other}" in sentence:
-                    pairs[f"{one} {other}"] += 1
+        for one, other in pairwise(words):
+            telling = min(len(one), len(other)) > 2 and not {one.casefold(), other.casefold()} & _STOP
+            if telling and one.isalpha() and other.isalpha() and f"{one} {other}" in sentence:
+                pairs[f"{one} {other}"] += 1
     rare = {pair: sum(math.log(1 + pages / spread[word]) for word in _terms(pair)) for pair in pairs}
     best = sorted(pairs, key=lambda pair: (-pairs[pair] * rare[pair], pair))
     out += [(pair if re.search(r"[A-Z]", pair[1:]) else pair.lower(), False) for pair in best[:MOST_TOPICS]]
@@ -185,9 +187,9 @@ def _gaps(text: str) -> list[str]:
         sentence = " ".join(part.split())
         numbers = _NUMBER.findall(sentence)
         least = 12 if re.search(r"[\u3400-\u9fff]", sentence) else 35
-        if least <= len(sentence) <= 180 and 1 <= len(numbers) <= 2 and "{" not in sentence:
-            if all(len(re.findall(rf"(?<!\d){re.escape(n)}(?!\d)", text)) == 1 for n in numbers):
-                found.append(sentence)
+        fitting = least <= len(sentence) <= 180 and 1 <= len(numbers) <= 2 and "{" not in sentence
+        if fitting and all(len(re.findall(rf"(?<!\d){re.escape(n)}(?!\d)", text)) == 1 for n in numbers):
+            found.append(sentence)
     return found
 
 

@@ -223,7 +223,7 @@ class Speech:
             changed = opening + (text[0].lower() + text[1:] if not text.startswith("I ") else text)
         elif rng.random() < ROUGH_SHARE:
             changed = text[0].lower() + text[1:] if not text.startswith(("I ", "I'")) else text
-            changed = changed.rstrip("?.!?。!")
+            changed = re.sub(r"[?.!？。！]+$", "", changed)
         return changed if all(value in changed for value in shown.values()) else text
 
     def reply(self, name: str, marks: Mapping[str, str]) -> str:

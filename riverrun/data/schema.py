@@ -127,7 +127,7 @@ class Schema:
         return {column for link in self.links_of(table) for column in link.columns}
 
     def narrowed(self, shown: Mapping[str, Sequence[str]], denied: Sequence[str] = ()) -> Schema:
-        """Only these tables and columns (an empty list: all of a table's; no tables named: all), without denied ones."""
+        """Only these tables and columns (an empty list: all of a table's; no tables: all), without denied ones."""
         private = {name.lower() for name in denied}
         tables = []
         for table in self.tables:

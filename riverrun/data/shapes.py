@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Literal
 
 from riverrun.base.sql import quote_name
@@ -113,8 +114,8 @@ class _Set:
     def ask(self, op: str, sql: str, *, column: Column | None = None, weight: float = 1.0, kind: str = "",
             slots: tuple[Slot, ...] = (), tie: str = "") -> Composition:  # fmt: skip
         return Composition(
-            op, self.form, kind or self.kind, self.table, sql, (*self.slots, *slots), column, self.over, self.by, self.parent,
-            self.child, self.role, self.weight * weight, tie,
+            op, self.form, kind or self.kind, self.table, sql, (*self.slots, *slots), column, self.over, self.by,
+            self.parent, self.child, self.role, self.weight * weight, tie,
         )  # fmt: skip
 
 
@@ -264,7 +265,7 @@ class _Shapes:
                 )
             for number in self.numbers(table)[:2]:
                 threshold = self._threshold(table, number, "n")
-                where = (f"{column.sql} = {{v}}", f"{number.sql} > {{n}}")
+                where: tuple[str, ...] = (f"{column.sql} = {{v}}", f"{number.sql} > {{n}}")
                 both = replace(shape, form="equal_over", where=where, slots=(slot, threshold), over=number)
                 yield replace(both, weight=0.7 * weight)
         for column in self.plain(table):
@@ -466,7 +467,7 @@ class _Shapes:
             sql = f"SELECT {column.sql} FROM {table.sql} WHERE {{e}}"
             yield rows.ask("lookup", sql, column=column, slots=(slot,), weight=0.3)
         main = [column for column in facts if not is_minor(column.name)]
-        for first, second in zip(main, main[1:], strict=False):
+        for first, second in pairwise(main):
             sql = f"SELECT {first.sql}, {second.sql} FROM {table.sql} WHERE {{e}}"
             yield replace(rows.ask("lookup_two", sql, column=first, slots=(slot,), weight=0.4), other=second)
         for path in self.paths(table):

@@ -51,6 +51,7 @@ SHARES: Mapping[str, float] = {
 }
 """How often each kind is asked, in parts; a kind that a database has nothing for leaves its part to the others."""
 TRIES = 60
+LIMITS: Mapping[str, Sequence[int]] = {"train": (3, 5, 10), "dev": (2, 4, 5), "sealed": (3, 4, 5)}
 QUERY_SECONDS = 2.0
 ENTITY_CHARACTERS = 60
 LISTED = 10
@@ -210,7 +211,7 @@ class _Drawer:
             drawn = self._values(item, kind, split, rng)
             if drawn is None:
                 return None
-            shown, parts, plain = drawn
+            shown, parts = drawn
             sql = re.sub(r"\{(\w+)\}", lambda match, parts=parts: parts[match.group(1)], item.sql)  # type: ignore[misc]
             rows = self.rows(sql)
             if rows is None:
@@ -247,34 +248,21 @@ class _Drawer:
 
     def _values(
         self, item: Composition, kind: str, split: Split, rng: random.Random
-    ) -> tuple[dict[str, str], dict[str, str], dict[str, Any]] | None:
+    ) -> tuple[dict[str, str], dict[str, str]] | None:
         """What is shown and what stands in the SQL, by mark; None when a slot has no value for this split."""
-        shown: dict[str, str] = {}
-        parts: dict[str, str] = {}
-        plain: dict[str, Any] = {}
+        rows: dict[str, Sequence[Any]] = {}
         for slot in item.slots:
-            pool = self._pool(slot, split)
-            if slot.form == "limit":
-                plain[slot.name] = rng.choice(
-                    (3, 5, 10) if split == "train" else (2, 4, 5) if split == "dev" else (3, 4, 5)
-                )
-                shown[slot.name] = parts[slot.name] = str(plain[slot.name])
-                continue
+            pool = [(number,) for number in LIMITS[split]] if slot.form == "limit" else self._pool(slot, split)
+            if slot.name == "w":  # the upper end of a range
+                pool = [row for row in pool if row[0] > rows["v"][0]]
+            elif slot.name == "v" and any(other.name == "w" for other in item.slots):
+                pool = pool[:-1]
             if not pool:
                 return None
-            row = rng.choice(pool)
-            if slot.form == "entity" and kind == "none_found":
-                row = _made_up(pool, rng)
-            plain[slot.name] = row[0]
-            if slot.form == "number":
-                low = min(float(value) for value in plain.values() if isinstance(value, int | float)) if shown else None
-                if slot.name == "w" and (low is None or not row[0] > plain["v"]):
-                    row = max(pool)
-                    plain["w"] = row[0]
-            shown[slot.name], parts[slot.name] = self._said(slot, row, rng)
-        if "v" in plain and "w" in plain and not plain["v"] < plain["w"]:
-            return self._values(item, kind, split, rng) if rng.random() < 0.9 else None
-        return shown, parts, plain
+            made_up = kind == "none_found" and slot.form == "entity"
+            rows[slot.name] = _made_up(pool, rng) if made_up else rng.choice(pool)
+        said = {slot.name: self._said(slot, rows[slot.name], rng) for slot in item.slots}
+        return {name: shown for name, (shown, _) in said.items()}, {name: sql for name, (_, sql) in said.items()}
 
     def _said(self, slot: Slot, row: Sequence[Any], rng: random.Random) -> tuple[str, str]:
         """A value as the question shows it and as the SQL holds it."""
@@ -292,8 +280,6 @@ class _Drawer:
 
     def _pool(self, slot: Slot, split: Split) -> list[tuple[Any, ...]]:
         """The values a split may use."""
-        if slot.form == "limit":
-            return []
         key = f"{slot.form}/{slot.factor}/{slot.query}"
         if key not in self.pools:
             found = self.rows_of(slot.query)
@@ -395,7 +381,7 @@ def _common_words(texts: Sequence[str]) -> list[tuple[Any, ...]]:
     """Words that a few of the texts share: not all, not one alone."""
     counts: Counter[str] = Counter()
     for text in texts:
-        counts.update({word for word in re.findall(r"[^\W\d_]{4,}|[\u3400-\u9fff]{2}", text)})
+        counts.update(set(re.findall(r"[^\W\d_]{4,}|[\u3400-\u9fff]{2}", text)))
     least = 2 if len(texts) > 20 else 1
     return [(word,) for word, number in sorted(counts.items()) if least <= number <= max(2, len(texts) // 4)]
 

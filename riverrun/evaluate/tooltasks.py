@@ -2,8 +2,8 @@
 
 A question of kind `page` wants `search_policies` to bring its page; kind `chat` wants words and no call; every other
 kind holds a gold query, and the rows of the model's query must equal the gold rows; kind `both` wants the rows and the
-page. The model gets all questions in one batch. A plain model is judged by its first call. An agent (`Completion.steps`) may try again after an error, so
-it is judged by its last call of the tool that the question needs.
+page. The model gets all questions in one batch. A plain model is judged by its first call. An agent
+(`Completion.steps`) may try again after an error, so it is judged by its last call of the tool that the question needs.
 
 Not covered: whether the final answer words the rows well, and questions that need several calls of one tool.
 """

@@ -35,7 +35,7 @@ class DatabaseTool:
     """`run({"sql": ...})`: content is a header line and rows "a | b"; a single value is "price: 12.5".
 
     path: an SQLite file, else InputError. deny_columns: "email" or "customers.email". show: the tables and columns that
-    `schema_text` names (all, when empty); what it leaves out can be queried all the same. seconds: wall time of one query,
+    `schema_text` names (all, when empty); what it leaves out can be queried. seconds: wall time of one query,
     waiting for locks included. characters: longest content. data = {"columns", "rows", "more"}.
     Thread-safe: each query has its own connection.
     """

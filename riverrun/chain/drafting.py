@@ -1,0 +1,267 @@
+"""`riverrun init`: one app.yaml for a database and a folder of pages; comments say what was found, chosen and why."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from riverrun.base.artifacts import write_text
+from riverrun.base.config import build_config
+from riverrun.base.errors import InputError, nearest
+from riverrun.chain.asked import topics_of
+from riverrun.chain.check import SUFFIXES, check_database, is_path
+from riverrun.chain.spec import GENERATED, GENERIC, AppSpec
+from riverrun.data.journal import read_documents
+from riverrun.data.names import is_personal
+from riverrun.data.page_questions import gap_choices
+from riverrun.data.phrasing import LANGUAGES
+from riverrun.data.pipeline import clean_folder
+from riverrun.data.schema import Schema, read_schema
+from riverrun.data.shown import Shown, choose_shown
+from riverrun.data.synthesis import SynthesisConfig
+
+__all__ = ["Draft", "draft_app", "write_draft"]
+
+CANDIDATE = "smollm2-135m-instruct"
+ROW_LIMIT = 50
+URLS = ("postgres", "postgresql", "mysql", "mariadb", "mssql", "oracle", "sqlite", "http", "https")
+ROOM_TOKENS = 640
+"""Tokens of a training row beside the system text: a question, a call, its result and an answer."""
+
+
+@dataclass(frozen=True)
+class Pages:
+    """What became of the folder of documents."""
+
+    folder: Path
+    read: int
+    kept: int
+    choices: int
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Draft:
+    """The text of app.yaml, and lines that say what it holds."""
+
+    text: str
+    said: tuple[str, ...]
+
+
+def draft_app(
+    name: str, folder: Path, database: str, documents: Path | None, *, language: str, candidates: Sequence[str]
+) -> Draft:
+    """The app.yaml that stands in `folder`. InputError when the database or the documents cannot be used."""
+    if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", name):
+        raise InputError(f"NAME '{name}' must be lower-case letters, digits and dashes, such as music-shop")
+    if language not in LANGUAGES:
+        raise InputError(f"--language {language}: no such language.{nearest(language, LANGUAGES)}")
+    path = _database_path(database)
+    schema = read_schema(path)
+    shown = choose_shown(schema)
+    pages = _read_pages(documents, language) if documents is not None else None
+    text = _write(name, folder, path, schema, shown, pages, language, candidates or (CANDIDATE,))
+    build_config(AppSpec, yaml.safe_load(text), origin="the drafted app.yaml")
+    tables = f"{len(shown.tables)} of {len(schema.tables)} tables shown"
+    links = f"{len(schema.links)} links ({sum(not link.declared for link in schema.links)} inferred)"
+    said = [f"{path.name}: {tables}, {links}"]
+    if pages is not None:
+        said.append(f"{pages.folder.name}: {pages.kept} of {pages.read} pages kept{pages.why}")
+    return Draft(text, tuple(said))
+
+
+def write_draft(draft: Draft, folder: Path, *, force: bool) -> Path:
+    """Write app.yaml into the folder; InputError when one is there and `force` is off."""
+    path = folder / "app.yaml"
+    if path.exists() and not force:
+        raise InputError(f"{path} is there already: give another NAME, or --force to write it anew")
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file: give a NAME that can be a folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(path, draft.text)
+    return path
+
+
+def _database_path(database: str) -> Path:
+    """The SQLite file; InputError for a URL of another database, and for what is no database."""
+    scheme = re.match(r"([a-zA-Z][a-zA-Z0-9+]*)://", database)
+    if scheme:
+        kind = scheme[1].partition("+")[0].lower()
+        if kind in URLS or kind.isalpha():
+            raise InputError(
+                f"--database {scheme[1]}://...: only SQLite files are read; export the tables you need into one "
+                f"and give its path"
+            )
+    path = Path(database)
+    if path.is_dir():
+        raise InputError(f"--database {path} is a folder: give the path of an SQLite file")
+    check_database(path)
+    return path
+
+
+def _read_pages(folder: Path, language: str) -> Pages:
+    """Clean the pages as the data stage will, in a folder that is thrown away."""
+    if not folder.is_dir():
+        raise InputError(f"--documents {folder} is not a folder: give one with {', '.join(SUFFIXES)} files")
+    if not any(path.suffix.lower() in SUFFIXES for path in folder.rglob("*") if path.is_file()):
+        raise InputError(f"--documents {folder} holds no page ({', '.join(SUFFIXES)}): put pages there or leave it out")
+    with tempfile.TemporaryDirectory() as work:
+        try:
+            funnel = clean_folder(folder, Path(work))
+        except InputError as error:
+            reasons = re.search(r"\((.*?)\)", str(error))
+            why = f"; documents are left out: every page was dropped ({reasons[1] if reasons else error})"
+            return Pages(folder, sum(p.is_file() for p in folder.rglob("*")), 0, 0, why)
+        kept = read_documents(Path(work) / "kept.jsonl")
+    choices = gap_choices(kept, language=language, seed=7)
+    return Pages(folder, funnel.documents, funnel.kept, len(choices.sealed))
+
+
+def _write(
+    name: str,
+    folder: Path,
+    database: Path,
+    schema: Schema,
+    shown: Shown,
+    pages: Pages | None,
+    language: str,
+    candidates: Sequence[str],
+) -> str:
+    """The YAML text."""
+    names = [candidate if not is_path(candidate) else _relative(Path(candidate), folder) for candidate in candidates]
+    has_pages = pages is not None and pages.kept > 0
+    topics = topics_of(schema.narrowed(shown.tables), language)
+    lines = [
+        f"# {name}: drafted by `riverrun init` from {database.name}"
+        + (f" and {pages.folder.name}/" if pages else "")
+        + ".",
+        f"# Run it: riverrun run {name}. Every line may be changed; docs/app-yaml.md lists all keys.",
+        *_found(schema),
+        f"name: {name}",
+        f"language: {language}",
+        "system: |",
+        *(f"  {line}" for line in _system(name, topics, has_pages, language)),
+        "  {schema}",
+        f"candidates: {_flow(names)}",
+    ]
+    if pages is not None and has_pages:
+        lines += [
+            f"# {pages.kept} of {pages.read} pages are kept; the run's data/dropped.jsonl says why others are not."
+        ]
+        lines += [f"documents: {{path: {_scalar(_relative(pages.folder, folder))}}}"]
+    elif pages is not None:
+        lines += [f"# No documents{pages.why.removeprefix('; documents are left out')}."]
+    lines += ["database:", f"  path: {_scalar(_relative(database, folder))}", *_columns(schema, shown)]
+    lines += [f"  row_limit: {ROW_LIMIT}", *_questions(pages, has_pages), *_training(shown, topics, language)]
+    return "\n".join(lines) + "\n"
+
+
+def _found(schema: Schema) -> list[str]:
+    """Comments on tables, links and what is odd."""
+    views = sum(table.view for table in schema.tables)
+    empty = [table.name for table in schema.tables if not table.rows]
+    inferred = [link for link in schema.links if not link.declared]
+    lines = [
+        f"# Found: {len(schema.tables) - views} tables, {views} views, {sum(t.rows for t in schema.tables)} rows, "
+        f"{len(schema.links) - len(inferred)} declared links, {len(inferred)} inferred from names and values."
+    ]
+    lines += [f"#   {link.table}.{'+'.join(link.columns)} -> {link.parent} (inferred)" for link in inferred[:20]]
+    unnamed = [table.name for table in schema.tables if table.rows and not table.handle]
+    if empty:
+        lines.append(f"#   empty, only counted: {_comment(', '.join(empty[:20]))}")
+    if unnamed:
+        lines.append(f"#   rows without a name or key, only counted and summed: {_comment(', '.join(unnamed[:20]))}")
+    return lines + [f"#   {_comment(note)}" for note in schema.notes[:10]]
+
+
+def _system(name: str, topics: str, has_pages: bool, language: str) -> list[str]:
+    if language == "zh":
+        lines = [f"你是 {name} 的助手。查询数据({topics})用 query_database。"]
+        return [*lines, "查询页面内容用 search_policies。"] if has_pages else lines
+    lines = [f"You are the assistant of {name}. Use query_database for {topics} and other data."]
+    return [*lines, "Use search_policies for what the pages say."] if has_pages else lines
+
+
+def _columns(schema: Schema, shown: Shown) -> list[str]:
+    """deny_columns and show, with the reasons."""
+    lines = []
+    if shown.denied:
+        lines += ["  # They look like credentials: no query may read them.", f"  deny_columns: {_flow(shown.denied)}"]
+    personal = [f"{t.name}.{c.name}" for t in schema.tables for c in t.columns if is_personal(c.name)]
+    if personal:
+        lines.append(f"  # Personal, and readable: {_comment(', '.join(personal[:12]))}")
+        lines.append("  # Add them to deny_columns where the people who ask must not see them.")
+    if shown.left_out:
+        lines.append("  # Left out of the prompt and of the questions, still there for queries:")
+        lines += [f"  #   {_comment(note)}" for note in shown.left_out]
+        lines.append("  show:")
+        lines += [f"    {_scalar(table)}: {_flow(columns)}" for table, columns in shown.tables.items()]
+    else:
+        lines.append(f"  # All tables and columns stand in the prompt ({shown.characters} characters).")
+    return lines
+
+
+def _questions(pages: Pages | None, has_pages: bool) -> list[str]:
+    config = SynthesisConfig()
+    lines = [
+        "# No intents were written: questions with their SQL are made from the names, keys and values of the database.",
+        f"synthesis: {{train: {config.train}, dev: {config.dev}, sealed: {config.sealed}}}",
+    ]
+    if has_pages and pages is not None and pages.choices:
+        lines += [f"# Gaps in sentences of the pages, {pages.choices} of them sealed.", f"choices: {GENERATED}"]
+    elif has_pages:
+        lines.append("# No choices: the pages hold too few sentences with a number that could be taken out.")
+    return [
+        *lines,
+        "# The package's own prompts: insults, credentials, changes to the data, injected orders.",
+        f"safety: {GENERIC}",
+    ]
+
+
+def _training(shown: Shown, topics: str, language: str) -> list[str]:
+    """Sizes that follow from the length of the prompt."""
+    per_token = 3.2 if language == "en" else 2.2
+    prompt = round((shown.characters + len(topics) + 120) / per_token) + 90
+    tokens = max(1024, -(-(prompt + ROOM_TOKENS) // 128) * 128)
+    sizes = ", ".join(f"{key}: {tokens}" for key in ("micro_tokens", "global_tokens", "max_tokens"))
+    return [
+        f"# The prompt takes about {prompt} tokens; a pack holds it once, so packs are longer than it.",
+        "data: {answered: 0.15, answered_pages: 0.2, replay: 14}",
+        "evaluate: {max_tokens: 112, retention_characters: 40000, sums: 60}",
+        f"finetune: {{learning_rate: 3.0e-3, epochs: 1, {sizes}}}",
+        "# Bars that stop the run; a small model on unknown data is held to wider ones than a recipe that was tried.",
+        "gates:",
+        "  success: 0.60",
+        "  retention_perplexity: 1.25",
+        "  quantized_drop: 0.10",
+        "  through_agent: 0.06",
+        "  sums_change: -0.10",
+        "  safety_worse: 8",
+    ]
+
+
+def _relative(path: Path, folder: Path) -> str:
+    """The path as seen from the folder of app.yaml."""
+    return Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()
+
+
+def _scalar(text: str) -> str:
+    """One YAML value in one line."""
+    return (
+        yaml.safe_dump(text, allow_unicode=True, width=10**6, default_style=None).strip().removesuffix("\n...").strip()
+    )
+
+
+def _flow(values: Sequence[str]) -> str:
+    return yaml.safe_dump(list(values), allow_unicode=True, width=10**6, default_flow_style=True).strip()
+
+
+def _comment(text: str) -> str:
+    """Text that cannot leave its comment."""
+    return " ".join(text.split())

@@ -197,7 +197,7 @@ def _columns(schema: Schema, shown: Shown) -> list[str]:
     if personal:
         lines.append(f"  # Personal, and readable: {_comment(', '.join(personal[:12]))}")
         lines.append("  # Add them to deny_columns where the people who ask must not see them.")
-    if shown.left_out:
+    if shown.left_out or schema.notes:
         lines.append("  # Left out of the prompt and of the questions, still there for queries:")
         lines += [f"  #   {_comment(note)}" for note in shown.left_out]
         lines.append("  show:")

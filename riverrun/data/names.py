@@ -18,6 +18,7 @@ __all__ = [
     "is_personal",
     "is_secret",
     "lexicon",
+    "names_table",
     "plural",
     "same_thing",
     "say_column",
@@ -103,13 +104,20 @@ def without_identifier(words: Sequence[str]) -> tuple[str, ...]:
 
 def _table_words(name: str, prefix: str = "") -> tuple[str, ...]:
     words = list(split_name(name))
-    if prefix and len(words) > 1 and words[0] == prefix:
+    if prefix and len(words) > 1 and words[0] == prefix and not words[1].isdigit():
         words.pop(0)
     while len(words) > 1 and words[0] in lexicon()["prefixes"]:
         words.pop(0)
     if words and words[-1].endswith("表") and len(words[-1]) > 2:
         words[-1] = words[-1].removesuffix("表")
     return (*words[:-1], singular(words[-1])) if words else (name,)
+
+
+@cache
+def names_table(column: str, table: str) -> bool:
+    """Whether a link's column says no more than the table it leads to: `customer_id`, not `billing_customer_id`."""
+    bare = without_identifier(split_name(column))
+    return bool(bare) and (*bare[:-1], singular(bare[-1])) == _table_words(table)
 
 
 @cache

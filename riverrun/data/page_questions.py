@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Literal
 
 from riverrun.base.types import Document
 from riverrun.data.choices import Choice, Choices, cut_passage
@@ -31,24 +32,28 @@ MOST_TOPICS = 8
 _SENTENCE = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])|\n+")
 _WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
 _STOP_WORDS = """
-a about above after again all also am an and any are as at be because been before being below between both but by can
-could did do does done down each either else ever every few first for from get got had has have he her here hers him
-his how i if in into is it its just last like made make many may me might more most much must my near never no nor not
-now of off on once one only or other our out over own per same she should since so some such take than that the their
-them then there these they this those through to too two under until up us use used using very via was we were what
-when where which while who whom whose why will with within without would yes yet you your three please see via
+a about above across after against along among around inside outside again all also am an and any are as at be because
+been before being below between both but by can could did do does done down each either else ever every few first for
+from get got had has have he her here hers him his how i if in into is it its just last like made make many may me
+might more most much must my near never no nor not now of off on once one only or other our out over own per same she
+should since so some such take than that the their them then there these they this those through to too two under
+until up us use used using very via was we were what when where which while who whom whose why will with within
+without would yes yet you your three please see via
 """
 _STOP = frozenset(_STOP_WORDS.split())
 _NUMBER = re.compile(r"(?<![\w.,:/-])\d{1,6}(?:[.,]\d{1,3})?(?![\w:/-]|[.,]\d)")
 
 
+TopicForm = Literal["topics", "questions", "claims"]
+
+
 @dataclass(frozen=True)
 class Topic:
-    """Something a page is about; `whole` when it is a question of the page's own."""
+    """Something a page is about: a topic, a question of the page's own, or a claim it makes."""
 
     page: str
     text: str
-    whole: bool = False
+    form: TopicForm = "topics"
 
 
 def find_topics(documents: Sequence[Document], find: Find | None = None) -> list[Topic]:
@@ -57,9 +62,9 @@ def find_topics(documents: Sequence[Document], find: Find | None = None) -> list
     found: list[Topic] = []
     for document in documents:
         mine: dict[str, Topic] = {}
-        for text, whole in _candidates(document, spread, len(documents)):
+        for text, form in _candidates(document, spread, len(documents)):
             if text.casefold() not in mine and (find is None or document.id in find(text)):
-                mine[text.casefold()] = Topic(document.id, text, whole)
+                mine[text.casefold()] = Topic(document.id, text, form)
         found += list(mine.values())[:MOST_TOPICS]
     owners = Counter(topic.text.casefold() for topic in found)
     return [topic for topic in found if owners[topic.text.casefold()] == 1]
@@ -69,15 +74,15 @@ def _terms(text: str) -> list[str]:
     return [word.casefold() for word in _WORD.findall(text)]
 
 
-def _candidates(document: Document, spread: Mapping[str, int], pages: int) -> list[tuple[str, bool]]:
+def _candidates(document: Document, spread: Mapping[str, int], pages: int) -> list[tuple[str, TopicForm]]:
     """The title, the page's own questions, its headings, then word pairs that few other pages use."""
     title = re.split(r"\s+[|–—·:-]\s+", str(document.metadata.get("title") or ""))[0].strip()
-    out = [(title, False)] if 2 <= len(title) <= 60 and title != document.id else []
+    out: list[tuple[str, TopicForm]] = [(title, "topics")] if 2 <= len(title) <= 60 and title != document.id else []
     lines = [line.strip() for line in document.text.split("\n")]
     sentences = [part.strip() for part in _SENTENCE.split(document.text) if part.strip()]
-    out += [(text, True) for text in sentences if text.endswith(("?", "？")) and 8 <= len(text) <= 110]
+    out += [(text, "questions") for text in sentences if text.endswith(("?", "？")) and 8 <= len(text) <= 110]
     headings = [line for line in lines if 3 <= len(line) <= 50 and not re.search(r"[.!?。！？:：;,，|\d]$", line)]
-    out += [(line.lower() if line.istitle() else line, False) for line in headings if len(line.split()) <= 6]
+    out += [(line.lower() if line.istitle() else line, "topics") for line in headings if len(line.split()) <= 6]
     pairs: Counter[str] = Counter()
     for sentence in sentences:
         words = _WORD.findall(sentence)
@@ -87,15 +92,51 @@ def _candidates(document: Document, spread: Mapping[str, int], pages: int) -> li
                 pairs[f"{one} {other}"] += 1
     rare = {pair: sum(math.log(1 + pages / spread[word]) for word in _terms(pair)) for pair in pairs}
     best = sorted(pairs, key=lambda pair: (-pairs[pair] * rare[pair], pair))
-    out += [(pair if re.search(r"[A-Z]", pair[1:]) else pair.lower(), False) for pair in best[:MOST_TOPICS]]
-    return [(text, whole) for text, whole in out if "{" not in text and "}" not in text]
+    out += [(pair if re.search(r"[A-Z]", pair[1:]) else pair.lower(), "topics") for pair in best[:MOST_TOPICS]]
+    claims = [_claim(text) for text in sentences if 25 <= 3 * len(text) - 2 * text.isascii() * len(text) <= 130]
+    ranked = sorted((text for text in claims if text), key=lambda text: -_telling(text, spread, pages))
+    out[3:3] = [(text, "claims") for text in ranked[:2]]
+    return [(text, form) for text, form in out if "{" not in text and "}" not in text]
+
+
+def _claim(sentence: str) -> str:
+    """A plain statement without its end, ready to stand after "is it true that"; empty if it is none."""
+    if not re.search(r"[.。]$", sentence) or re.search(r"[\"“”:：;()?|]", sentence):
+        return ""
+    text = sentence.rstrip(".。")
+    first, _, rest = text.partition(" ")
+    known = {
+        "The",
+        "A",
+        "An",
+        "We",
+        "You",
+        "Your",
+        "Our",
+        "Every",
+        "All",
+        "There",
+        "This",
+        "These",
+        "If",
+        "In",
+        "On",
+        "For",
+    }
+    return f"{first.lower()} {rest}" if first in known else text
+
+
+def _telling(text: str, spread: Mapping[str, int], pages: int) -> float:
+    """How rare a text's words are among the pages, on average."""
+    terms = _terms(text)
+    return sum(math.log(1 + pages / spread[term]) for term in terms if spread[term]) / max(1, len(terms))
 
 
 def page_questions(topics: Sequence[Topic], split: Split, count: int, *, language: str, seed: int) -> list[Question]:
     """Questions of kind page: the page's own ones and topics in the split's sentences; fewer where they run out."""
     mine = _of_split(topics, split)
     rng = random.Random(f"{seed}/{split}/pages")
-    sentences = wording(language)["pages"][split]
+    words = wording(language)
     asked: dict[str, Topic] = {}
     deck: list[Topic] = []
     for _ in range(count * 4):
@@ -104,9 +145,13 @@ def page_questions(topics: Sequence[Topic], split: Split, count: int, *, languag
         if not deck:
             deck = rng.sample(mine, len(mine))
         topic = deck.pop()
-        text = topic.text if topic.whole else str(rng.choice(sentences)).replace("{topic}", topic.text)
+        text = topic.text
+        if topic.form == "topics":
+            text = str(rng.choice(words["pages"][split])).replace("{topic}", text)
+        elif topic.form == "claims":
+            text = str(rng.choice(words["claims"][split])).replace("{s}", text)
         asked.setdefault(text[:1].upper() + text[1:], topic)
-    reply = str(wording(language)["replies"]["page"])
+    reply = str(words["replies"]["page"])
     return [
         Question(f"{split}-page-{number:03d}", text, f"page.{topic.page}", "page", split, None, topic.page, None, reply)
         for number, (text, topic) in enumerate(asked.items())
@@ -134,7 +179,7 @@ def add_pages(
     find: Find | None = None,
 ) -> list[Question]:
     """Questions of kind both: a database question that also asks about a topic whose page is found for the whole."""
-    mine = [topic for topic in _of_split(topics, split) if not topic.whole]
+    mine = [topic for topic in _of_split(topics, split) if topic.form == "topics"]
     plain = [question for question in questions if question.sql and question.text.endswith(("?", "？", ".", "。"))]
     if not mine or not plain:
         return []

@@ -188,7 +188,7 @@ class Speech:
         marks = self.marks(item, shown, rng)
         marks["set"] = self.set_phrase(item, split, marks, rng)
         if item.op in _AGGREGATES and item.form == "all" and rng.random() < 0.5:
-            marks["set"] = str(self.words["everything"]).replace("{ts}", marks["ts"])
+            marks["set"] = _MARK.sub(lambda match: marks[match.group(1)], str(self.words["everything"]))
         special, general = self._sentences(item, split)
         return self.typed(self._pick(special, general, marks, rng), split, shown, rng)
 

@@ -208,6 +208,8 @@ class _Reader:
             shadows = {row[1] for row in self.rows("PRAGMA table_list") if row[2] == "shadow"}
         except sqlite3.OperationalError:  # before SQLite 3.37
             shadows = set()
+        if shadows:
+            self.notes.append(f"{len(shadows)} tables belong to full-text indexes and are passed over")
         sql = (
             "SELECT name, type FROM sqlite_master WHERE type IN ('table', 'view') AND substr(name, 1, 7) != 'sqlite_' "
             "ORDER BY rowid"

@@ -21,6 +21,7 @@ from riverrun.data.names import (
     is_person_table,
     is_secret,
     lexicon,
+    names_table,
     without_identifier,
 )
 from riverrun.data.names import split_name as words_of
@@ -216,15 +217,14 @@ class _Shapes:
 
     def role(self, link: Link) -> str:
         """What a parent is to its child, where the column says more than the parent's name; always for a self link."""
-        words = without_identifier(words_of(link.columns[0]))
-        parent = words_of(link.parent)
-        return "" if not link.own and words[-1:] == parent[-1:] and len(words) <= len(parent) else link.columns[0]
+        column = link.columns[0]
+        return "" if not link.own and names_table(column, link.parent) else column
 
     def paths(self, table: Table) -> Iterator[_Path]:
         """Over one key and over two, to parents that can be named."""
         for link in self.schema.links_of(table.name):
             parent = self.schema.by_name[link.parent]
-            alias = "p" if link.own else parent.name
+            alias = parent.name if not link.own else "p" if table.name.lower() != "p" else "q"
             source = f"{table.sql} {_join(link, alias)}"
             if parent.handle:
                 yield _Path(source, alias, parent, link, "own" if link.own else "parent")

@@ -26,9 +26,9 @@ from riverrun.base.errors import InputError
 from riverrun.base.sql import quote_literal
 from riverrun.data.intents import SPLITS, Split
 from riverrun.data.phrasing import Speech
-from riverrun.data.questions import Question, divide, format_value
+from riverrun.data.questions import Question, format_value, split_of
 from riverrun.data.schema import Schema, read_only
-from riverrun.data.shapes import MANY, Composition, Slot, compositions
+from riverrun.data.shapes import Composition, Slot, compositions
 
 __all__ = ["SynthesisConfig", "Synthesised", "synthesise", "talk_questions"]
 
@@ -174,6 +174,7 @@ class _Drawer:
     seed: int
     pools: dict[str, list[tuple[Any, ...]]] = field(default_factory=dict)
     splits: dict[str, dict[str, list[tuple[Any, ...]]]] = field(default_factory=dict)
+    assigned: dict[str, Split] = field(default_factory=dict)
     texts: set[str] = field(default_factory=set)
 
     def rows(self, sql: str) -> list[tuple[Any, ...]] | None:
@@ -280,7 +281,7 @@ class _Drawer:
 
     def _pool(self, slot: Slot, split: Split) -> list[tuple[Any, ...]]:
         """The values a split may use."""
-        key = f"{slot.form}/{slot.factor}/{slot.query}"
+        key = f"{slot.form}/{slot.factor}/{slot.split}/{slot.query}"
         if key not in self.pools:
             found = self.rows_of(slot.query)
             if slot.form == "number":
@@ -289,11 +290,22 @@ class _Drawer:
                 found = _common_words([str(row[0]) for row in found])
             self.pools[key] = [row for row in found if all(_sayable(value) for value in row)]
             texts = {_text(row): row for row in self.pools[key]}
-            parts = divide([texts]) if len(texts) > MANY // 3 or slot.split else {}
+            parts = self._divide(sorted(texts)) if slot.split else {}
             self.splits[key] = {
                 name: [row for text, row in texts.items() if parts.get(text) == name] for name in SPLITS
             }
         return self.splits[key][split] if slot.split else self.pools[key]
+
+    def _divide(self, texts: Sequence[str]) -> dict[str, Split]:
+        """A split for each text, the same in every pool; in pools that lack a split, texts new to us are moved."""
+        fresh = [text for text in texts if text not in self.assigned]
+        self.assigned |= {text: split_of(text) for text in fresh}
+        for wanted in SPLITS:
+            there = Counter(self.assigned[text] for text in texts)
+            movable = [text for text in fresh if there[self.assigned[text]] > 1]
+            if not there[wanted] and movable:
+                self.assigned[movable[-1]] = wanted
+        return {text: self.assigned[text] for text in texts}
 
     def rows_of(self, sql: str) -> list[tuple[Any, ...]]:
         """All rows of a query for values."""

@@ -232,10 +232,8 @@ def _read_schema(path: Path) -> dict[str, list[str]]:
         try:
             query = "SELECT name FROM sqlite_master WHERE type IN ('table', 'view') AND substr(name, 1, 7) != 'sqlite_'"
             names = [row[0] for row in connection.execute(query)]
-            tables = {
-                name: [row[0] for row in connection.execute("SELECT name FROM pragma_table_info(?)", (name,))]
-                for name in names
-            }
+            described = {name: _columns(connection, name) for name in names}
+            tables = {name: columns for name, columns in described.items() if columns}
         finally:
             connection.close()
     except sqlite3.Error as error:
@@ -243,6 +241,16 @@ def _read_schema(path: Path) -> dict[str, list[str]]:
     if not tables:
         raise InputError(f"{path} holds no tables: give a database with data")
     return tables
+
+
+def _columns(connection: sqlite3.Connection, table: str) -> list[str]:
+    """The columns of a table or view; none for a view whose tables are not there."""
+    try:
+        return [row[0] for row in connection.execute("SELECT name FROM pragma_table_info(?)", (table,))]
+    except sqlite3.OperationalError as error:
+        if "no such" in str(error):
+            return []
+        raise
 
 
 def _shown(

@@ -87,7 +87,7 @@ def _section(model: type[BaseModel], prefix: str) -> list[str]:
     texts = {name: text for base in reversed(model.__mro__) for name, text in _attribute_texts(base).items()}
     sections = []
     for name, field in model.model_fields.items():
-        if (inner := field.annotation) and isinstance(inner, type) and issubclass(inner, BaseModel):
+        if (inner := _inner(field.annotation)) is not None:
             sections += _section(inner, f"{prefix}.{name}".strip("."))
             continue
         meaning = field.description or texts.get(name, "")
@@ -95,6 +95,14 @@ def _section(model: type[BaseModel], prefix: str) -> list[str]:
         words = ". ".join(part for part in (" or ".join(choices), " ".join(meaning.split())) if part)
         lines.append(f"| `{name}` | {words} | {_default(field)} |")
     return lines + sections
+
+
+def _inner(annotation: Any) -> type[BaseModel] | None:
+    """The model of a section, also of one that may be left out."""
+    for part in (annotation, *getattr(annotation, "__args__", ())):
+        if isinstance(part, type) and issubclass(part, BaseModel):
+            return part
+    return None
 
 
 def _first_line(model: type[BaseModel]) -> str:

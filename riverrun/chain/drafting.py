@@ -101,6 +101,8 @@ def _database_path(database: str) -> Path:
     path = Path(database)
     if path.is_dir():
         raise InputError(f"--database {path} is a folder: give the path of an SQLite file")
+    if not path.is_file():
+        raise InputError(f"--database {path} does not exist: give the path of an SQLite file")
     check_database(path)
     return path
 

@@ -33,7 +33,7 @@ def riverrun(*arguments: str, stdin: str = "", **environment: str) -> subprocess
 def test_help_imports_nothing_heavy() -> None:
     done = riverrun("--help")
     assert done.returncode == 0
-    assert all(name in done.stdout for name in ("run", "chat", "serve", "report", "doctor", "hub"))
+    assert all(name in done.stdout for name in ("init", "run", "ask", "chat", "serve", "report", "doctor", "hub"))
     probe = "import sys; from riverrun.cli.main import app; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, cwd=ROOT, check=True)
     heavy = {"pydantic", "torch", "numpy", "rich", "yaml", "httpx", "jinja2"} & set(done.stdout.split())
@@ -50,6 +50,8 @@ def test_help_imports_nothing_heavy() -> None:
         (("chat",), "give either a run folder or model, or --url"),
         (("chat", "./nothing.gguf"), "nothing.gguf does not exist"),
         (("serve", "./nothing.gguf", "--host", "0.0.0.0"), "give at least one --api-key"),
+        (("init", "x", "--database", "none.sqlite"), "none.sqlite does not exist"),
+        (("ask", "runs/none", "--questions", "none.jsonl"), "none.jsonl cannot be read"),
         (("report", "runs/none"), "does not exist: finish the run first"),
         (("hub", "info", "smollm"), "smollm2-135m-instruct"),
     ],

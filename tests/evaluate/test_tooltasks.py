@@ -275,3 +275,24 @@ def test_request_defaults_are_greedy(execute: Any) -> None:
     request: Request = model.requests[0]
     assert request.params.temperature == 0.0
     assert [message.role for message in request.messages] == ["user"]
+
+
+def test_a_question_may_need_rows_and_a_page(execute: Any) -> None:
+    right, found = sql_call(GOLD), ToolCall("search_policies", {"query": "returns"})
+
+    def both(*calls: ToolCall) -> Record:
+        return judge(execute, GOLD, Message("assistant", tool_calls=calls), "both", "returns.html")
+
+    assert both(right, found).success
+    assert both(found, right).success
+    assert not both(right).success
+    assert both(right).error == "no call of search_policies"
+    assert not both(found).success
+    assert not both(sql_call("SELECT title FROM books"), found).success
+    steps = [{"tool": c.name, "arguments": dict(c.arguments), "data": None, "is_error": False} for c in (right, found)]
+    question = ToolQuestion("q", "What?", "i", "both", "dev", GOLD, "returns.html")
+    (record,) = run(ScriptedAgent(steps), [question], execute=execute)
+    assert record.success
+    assert [call["name"] for call in record.calls] == ["query_database", "search_policies"]
+    with pytest.raises(InputError, match="kind 'both' and names no page"):
+        ToolQuestion("q", "What?", "i", "both", "dev", GOLD)

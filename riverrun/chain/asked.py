@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from riverrun.base.errors import InputError
 from riverrun.base.types import Document, ToolCall
 from riverrun.chain.assistant import Assistant
 from riverrun.chain.spec import GENERATED, GENERIC, AppSpec, PerIntent
@@ -15,6 +17,7 @@ from riverrun.data.conversations import Question, build_questions, load_intents
 from riverrun.data.intents import SPLITS, Intent, Split
 from riverrun.data.names import plural, say_table
 from riverrun.data.page_questions import add_pages, find_topics, gap_choices, page_questions
+from riverrun.data.paraphrase import ParaphraseConfig, paraphrase
 from riverrun.data.schema import Schema, read_schema
 from riverrun.data.synthesis import SynthesisConfig, synthesise, talk_questions
 
@@ -34,11 +37,17 @@ class Asked:
     held_out: frozenset[str] = frozenset()
 
 
-def gather(ctx: Context, database: Path, documents: Sequence[Document], assistant: Assistant) -> Asked:
-    """The questions of the recipe's intents, or questions synthesised from the database and the kept pages."""
+def gather(
+    ctx: Context, database: Path, documents: Sequence[Document], assistant: Assistant, *, reword: bool = True
+) -> Asked:
+    """The questions of the recipe's intents, or questions synthesised from the database and the kept pages.
+
+    Without `reword` no larger model is asked: only the training questions would change.
+    """
     spec = ctx.spec
     if spec.synthesis is not None:
-        return _synthesise(spec, spec.synthesis, database, documents, assistant)
+        config = spec.synthesis if reword else spec.synthesis.model_copy(update={"paraphrase": None})
+        return _synthesise(spec, config, database, documents, assistant)
     intents = load_intents(ctx.file(spec.intents))
     per_intent: dict[Split, PerIntent] = {
         "train": spec.data.train_per_intent,
@@ -58,7 +67,14 @@ def _synthesise(
     schema = read_schema(database).narrowed(spec.database.show, spec.database.deny_columns)
     extra = config.talk + (config.pages + config.both if documents else 0.0)
     rest = {f"{split}": max(1, round(config.count(split) * (1 - extra))) for split in SPLITS if config.count(split)}
-    made = synthesise(database, schema, config.model_copy(update=rest), language=spec.language, seed=spec.seed)
+    made = synthesise(
+        database,
+        schema,
+        config.model_copy(update=rest),
+        language=spec.language,
+        seed=spec.seed,
+        row_limit=spec.database.row_limit,
+    )
     made.left_out += [f"schema: {note}" for note in schema.notes]
     topics = find_topics(documents, lambda text: _pages(assistant, text)) if documents else []
     if documents and not topics:
@@ -74,7 +90,25 @@ def _synthesise(
         talk = round(count * config.talk)
         questions += talk_questions(spec.language, split, talk, name=spec.name, topics=topics_of(schema, spec.language),
                                     seed=spec.seed)  # fmt: skip
+    if config.paraphrase is not None:
+        made.left_out += _reword(spec, config.paraphrase, made.questions)
     return Asked(made.questions, [], made.left_out, made.held_out)
+
+
+def _reword(spec: AppSpec, config: ParaphraseConfig, questions: dict[str, list[Question]]) -> list[str]:
+    """Training questions in a larger model's words; says how many were not taken, and why it ended early."""
+    from riverrun.serve.client import RemoteModel
+
+    key = os.environ.get(config.key_variable, "") if config.key_variable else ""
+    if config.key_variable and not key:
+        raise InputError(f"synthesis.paraphrase.key_variable: the environment holds no {config.key_variable}: set it")
+    avoid = [question.text for split in ("dev", "sealed") for question in questions[split]]
+    with RemoteModel(config.url, config.model, api_key=key) as model:
+        done = paraphrase(model, questions["train"], share=config.share, language=spec.language, seed=spec.seed,
+                          avoid=avoid)  # fmt: skip
+    questions["train"] = done.questions
+    lost = f"{done.asked - done.changed} of {done.asked} paraphrases that lost a name or a number, or said nothing new"
+    return [lost, f"further paraphrases: {done.error}"] if done.error else [lost]
 
 
 def _pages(assistant: Assistant, text: str) -> Sequence[str]:

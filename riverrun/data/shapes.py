@@ -401,7 +401,10 @@ class _Shapes:
     def _on_set(self, rows: _Set) -> Iterator[Composition]:
         table = rows.table
         head = rows.column(table.key[0]) if rows.repeats and len(table.key) == 1 else ""
-        yield rows.ask("count", rows.select(f"COUNT(DISTINCT {head})" if head else "COUNT(*)"), kind="count")
+        plain = 2.5 if rows.form == "all" else 1.0  # the simple questions are asked most
+        yield rows.ask(
+            "count", rows.select(f"COUNT(DISTINCT {head})" if head else "COUNT(*)"), kind="count", weight=plain
+        )
         if not table.rows:
             return
         if table.handle:
@@ -413,6 +416,7 @@ class _Shapes:
         for column in self.numbers(table):
             name, weight, about = rows.column(column.name), self.weight(column), concept_of(column.name)
             known = {**dict.fromkeys(lexicon()["never_summed"], 0.0), **dict.fromkeys(lexicon()["summed"], 2.0)}
+            weight *= {"all": 4.0, "year": 2.0}.get(rows.form, 0.5)
             for op, share in (("sum", known.get(about, 0.5)), ("avg", 1.0), ("max", 0.6), ("min", 0.4)):
                 if share:
                     yield rows.ask(op, rows.select(f"{op.upper()}({name})"), column=column, weight=share * weight,
@@ -422,7 +426,7 @@ class _Shapes:
         for column in self.categories(table):
             if rows.form in ("all", "parent", "equal") and column is not rows.by:
                 filled = (f"{rows.column(column.name)} IS NOT NULL",) if column.nulls else ()
-                name, weight = rows.column(column.name), 0.7 if rows.form == "all" else 0.3
+                name, weight = rows.column(column.name), 0.7 if rows.form == "all" else 0.15
                 yield rows.ask("distinct", rows.select(f"DISTINCT {name}", *filled), column=column, weight=weight,
                                kind="distinct")  # fmt: skip
                 if rows.form == "all":
@@ -438,7 +442,7 @@ class _Shapes:
             if column is rows.by:
                 continue
             name = rows.column(column.name)
-            weight = self.weight(column) * (2.0 if rows.form == "all" else 1.0)
+            weight = self.weight(column) * (3.0 if rows.form == "all" else 0.6)
             for op, direction in (("top", "DESC"), ("low", "ASC")):
                 if op == "low" and column.nulls:
                     continue  # SQLite sorts what is missing first
@@ -528,7 +532,8 @@ def _ranked(shape: _Set, names: str, group: str, amounts: Sequence[Column], grou
     measures: list[tuple[str, str, Column | None]] = [("count", "COUNT(*)", None)]
     measures += [("sum", f"SUM({shape.column(column.name)})", column) for column in amounts]
     for label, measure, column in measures:
-        share = 1.0 if label == "count" else 0.8
+        money = column is not None and concept_of(column.name) in ("amount", "quantity")
+        share = 1.0 if label == "count" else 1.2 if money else 0.4
         sort = f"{group} ORDER BY {measure} DESC LIMIT"
         yield shape.ask(f"most_{label}", shape.select(names, tail=f"{sort} 1"), column=column, weight=2 * share,
                         tie=shape.select(measure, tail=f"{sort} 2"))  # fmt: skip

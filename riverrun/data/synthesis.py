@@ -25,6 +25,7 @@ from riverrun.base.config import Config
 from riverrun.base.errors import InputError
 from riverrun.base.sql import quote_literal
 from riverrun.data.intents import SPLITS, Split
+from riverrun.data.paraphrase import ParaphraseConfig
 from riverrun.data.phrasing import Speech
 from riverrun.data.questions import Question, format_value, split_of
 from riverrun.data.schema import Schema, read_only
@@ -75,8 +76,9 @@ class SynthesisConfig(Config):
     """Share that needs the database and a page, when there are documents."""
     talk: float = Field(default=0.04, ge=0, le=0.5)
     """Share that needs neither: greetings, thanks, what lies outside."""
+    paraphrase: ParaphraseConfig | None = None
     max_rows: int = Field(default=20, ge=1)
-    """A question with more rows than this is not asked; keep it at or below database.row_limit."""
+    """A test question with more rows than this is not asked; at most database.row_limit."""
 
     def count(self, split: str) -> int:
         return {"train": self.train, "dev": self.dev, "sealed": self.sealed}[split]
@@ -94,15 +96,20 @@ class Synthesised:
         return dict(sorted(Counter(question.kind for question in self.questions[split]).items()))
 
 
-def synthesise(database: Path, schema: Schema, config: SynthesisConfig, *, language: str, seed: int) -> Synthesised:
-    """Database questions for all splits. InputError when the schema offers nothing to ask."""
+def synthesise(
+    database: Path, schema: Schema, config: SynthesisConfig, *, language: str, seed: int, row_limit: int = 20
+) -> Synthesised:
+    """Database questions for all splits. InputError when the schema offers nothing to ask.
+
+    `row_limit` is the query tool's: a training question with more rows keeps as many as the tool will show.
+    """
     items = compositions(schema)
     if not items:
         raise InputError(f"{database} offers nothing to ask: no table with columns is shown")
     held = _held_out(items, config.held_out)
     out = Synthesised({split: [] for split in SPLITS}, held)
     with read_only(database) as connection:
-        drawer = _Drawer(connection, Speech(language, schema), config.max_rows, seed)
+        drawer = _Drawer(connection, Speech(language, schema), config.max_rows, row_limit, seed)
         for split in SPLITS:
             count = config.count(split)
             wanted = [item for item in items if split != "train" or item.name not in held]
@@ -171,6 +178,7 @@ class _Drawer:
     connection: sqlite3.Connection
     speech: Speech
     max_rows: int
+    row_limit: int
     seed: int
     pools: dict[str, list[tuple[Any, ...]]] = field(default_factory=dict)
     splits: dict[str, dict[str, list[tuple[Any, ...]]]] = field(default_factory=dict)
@@ -178,11 +186,11 @@ class _Drawer:
     texts: set[str] = field(default_factory=set)
 
     def rows(self, sql: str) -> list[tuple[Any, ...]] | None:
-        """At most max_rows + 1 rows; None when the query fails or takes too long."""
+        """At most one row more than a question may have; None when the query fails or takes too long."""
         deadline = time.monotonic() + QUERY_SECONDS
         self.connection.set_progress_handler(lambda: time.monotonic() > deadline, 1000)
         try:
-            return self.connection.execute(sql).fetchmany(self.max_rows + 1)
+            return self.connection.execute(sql).fetchmany(max(self.max_rows, self.row_limit) + 1)
         except (sqlite3.Error, OverflowError):
             return None
         finally:
@@ -217,7 +225,7 @@ class _Drawer:
             rows = self.rows(sql)
             if rows is None:
                 return None
-            if not self._good(item, kind, rows, parts):
+            if not self._good(item, kind, split, rows, parts):
                 continue
             text = self.speech.question(item, split, shown, rng)
             if text.casefold() in self.texts:
@@ -225,14 +233,19 @@ class _Drawer:
             self.texts.add(text.casefold())
             reply = self._reply(item, kind, rows, shown, rng)
             name = f"none/{item.name}" if kind == "none_found" else item.name
-            return Question("", text, name, kind, split, sql, None, [list(row) for row in rows], reply)
+            kept = [list(row) for row in rows[: self.row_limit]]
+            return Question("", text, name, kind, split, sql, None, kept, reply)
         return None
 
-    def _good(self, item: Composition, kind: str, rows: Sequence[Sequence[Any]], parts: Mapping[str, str]) -> bool:
-        """Whether the rows make an answer: enough, not too many, something in them, no tie at the end."""
+    def _good(
+        self, item: Composition, kind: str, split: Split, rows: Sequence[Sequence[Any]], parts: Mapping[str, str]
+    ) -> bool:
+        """Whether the rows make an answer: enough, in a test not too many, something in them, no tie at the end."""
         if kind == "none_found":
             return not rows
-        if not 1 <= len(rows) <= self.max_rows or any(all(value is None for value in row) for row in rows):
+        if not rows or (split != "train" and len(rows) > self.max_rows):
+            return False
+        if any(all(value is None for value in row) for row in rows):
             return False
         if any(isinstance(value, bytes) for row in rows for value in row):
             return False

@@ -126,7 +126,7 @@ def _score(ctx: Context, accepted: Sequence[tuple[Candidate, dict[str, Any]]], w
     make_pages(ctx, work)
     documents = read_documents(work / "kept.jsonl")
     assistant = make_assistant(spec, database, documents)
-    questions = gather(ctx, database, documents, assistant).questions["dev"]
+    questions = gather(ctx, database, documents, assistant, reword=False).questions["dev"]
     chosen = [_as_task(question) for question in _spread(questions, spec.select.dev_questions)]
     for candidate, row in accepted:
         what = f"{candidate.name}: development questions"

@@ -205,7 +205,7 @@ def _columns(schema: Schema, shown: Shown) -> list[str]:
         lines.append("  show:")
         lines += [f"    {_scalar(table)}: {_flow(columns)}" for table, columns in shown.tables.items()]
     else:
-        lines.append(f"  # All tables and columns stand in the prompt ({shown.characters} characters).")
+        lines.append(f"  # All tables and columns stand in the prompt (about {shown.tokens} tokens).")
     return lines
 
 
@@ -229,7 +229,7 @@ def _questions(pages: Pages | None, has_pages: bool) -> list[str]:
 def _training(shown: Shown, topics: str, language: str) -> list[str]:
     """Sizes that follow from the length of the prompt."""
     per_token = 3.2 if language == "en" else 2.2
-    prompt = round((shown.characters + len(topics) + 120) / per_token) + 90
+    prompt = shown.tokens + round((len(topics) + 120) / per_token) + 100
     tokens = max(1024, -(-(prompt + ROOM_TOKENS) // 128) * 128)
     sizes = ", ".join(f"{key}: {tokens}" for key in ("micro_tokens", "global_tokens", "max_tokens"))
     return [

@@ -14,7 +14,7 @@ from riverrun.base.errors import InputError
 from riverrun.base.sql import quote_literal, quote_name
 from riverrun.data.names import concept_of, plural, same_thing, say_column, say_table, singular, split_name
 from riverrun.data.schema import Link, Schema, read_schema
-from riverrun.data.shown import CHARACTERS, choose_shown, schema_line
+from riverrun.data.shown import ROOM, choose_shown, estimate_tokens, schema_line
 from tests.data.hostile import SCHEMAS, make
 
 WORDS = """
@@ -158,8 +158,8 @@ def test_a_broken_view_is_passed_over_and_named(tmp_path: Path) -> None:
 def test_a_prompt_holds_what_fits(name: str, tmp_path: Path) -> None:
     schema = schema_of(name, tmp_path)
     shown = choose_shown(schema)
-    assert shown.characters <= CHARACTERS or len(shown.tables) == 1
-    assert shown.characters == len(schema_line(shown.tables))
+    assert shown.tokens <= ROOM or len(shown.tables) == 1
+    assert shown.tokens == estimate_tokens(schema_line(shown.tables))
     everything = {(table.name, column.name) for table in schema.tables for column in table.columns}
     named = {(table, column) for table, columns in shown.tables.items() for column in columns}
     assert named <= everything

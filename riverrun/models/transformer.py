@@ -17,7 +17,7 @@ from riverrun.base.errors import IntegrityError
 from riverrun.models.attention import Attend
 from riverrun.models.config import ModelConfig
 from riverrun.models.io.names import layer_names
-from riverrun.models.lora import FusedLinear
+from riverrun.models.lora import FusedLinear, PackedWeight
 
 __all__ = ["CausalLM", "rope_table", "rotate"]
 
@@ -125,6 +125,7 @@ class CausalLM(nn.Module):
         self.lm_head = self.embed_tokens
         if not config.tie_word_embeddings:
             self.lm_head = nn.Parameter(torch.empty_like(table), requires_grad=False)
+        self._packed_head: PackedWeight | None = None
 
     def forward(self, ids_T: Tensor, positions_T: Tensor, attend: Attend) -> Tensor:
         """Token ids and positions -> normed hidden states [T, E]."""
@@ -136,7 +137,13 @@ class CausalLM(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[rows, E] -> [rows, vocabulary] in the model's dtype."""
-        return linear(hidden, self.lm_head)
+        return linear(hidden, self.lm_head) if self._packed_head is None else self._packed_head(hidden)
+
+    def pack(self) -> None:
+        """Lay the weights out for inference, for good: they cannot be read, trained or saved afterwards."""
+        for _, matrix in self.linears():
+            matrix.pack()
+        self._packed_head = PackedWeight.of(self.lm_head.data)
 
     def linears(self) -> Iterator[tuple[str, FusedLinear]]:
         """(Hugging Face prefix such as model.layers.0.self_attn, fused matrix) of every projection."""

@@ -100,8 +100,8 @@ def build_conversations(
             if missing and on_skip:
                 on_skip(question, missing)
             share = answered if question.page is None else answered_pages
-            if not missing and _share(question.id) < share:
-                reply = _quote(question, result.content) if question.page is not None else question.reply
+            reply = _quote(question, result.content) if question.page is not None else question.reply
+            if reply and not missing and _share(question.id) < share:
                 shown = Message.of("tool", result.content, tool_call_id=call.id, name=call.name)
                 messages += (shown, Message.of("assistant", reply))
         out.append(Conversation(question.id, messages, tuple(tools), question.intent))

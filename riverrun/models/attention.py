@@ -10,7 +10,7 @@ as torch's flash kernel at the lengths of a pack (figures in docs/log.md).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -32,6 +32,12 @@ def grouped_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
 
     The G query heads that share a key head are rows of the same product.
     """
+    _, _, values, weights = _weights(q, k, v, mask)
+    return torch.bmm(weights, values).reshape(q.shape)
+
+
+def _weights(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Rows [B * K, G * L, D], keys and values [B * K, S, D], softmax of the scores [B * K, G * L, S]."""
     batch, kv_heads, group, length, dim = q.shape
     rows = q.reshape(batch * kv_heads, group * length, dim)
     keys, values = k.reshape(batch * kv_heads, -1, dim), v.reshape(batch * kv_heads, -1, dim)
@@ -40,7 +46,7 @@ def grouped_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     else:
         bias = mask.repeat(group, 1).expand(rows.shape[0], -1, -1)
     scores = torch.baddbmm(bias, rows, keys.transpose(1, 2), alpha=dim**-0.5)
-    return torch.bmm(torch.softmax(scores, dim=-1), values).reshape(q.shape)
+    return rows, keys, values, torch.softmax(scores, dim=-1)
 
 
 def prefixed_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, prefix: tuple[Tensor, Tensor]) -> Tensor:
@@ -71,6 +77,31 @@ def _additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros(seen.shape, dtype=dtype).masked_fill(~seen, float("-inf"))
 
 
+class _Recomputed(torch.autograd.Function):
+    """`grouped_attention` that keeps q, k and v: the weights are formed again for the backward.
+
+    The weights of a layer are its largest tensor and differ in size from pack to pack; kept, they cost a third of a
+    fine-tune's memory and scatter malloc's heap.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+        ctx.save_for_backward(q, k, v, mask)
+        return grouped_attention(q, k, v, mask)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, mask = ctx.saved_tensors
+        rows, keys, values, weights = _weights(q, k, v, mask)
+        upstream = grads[0].reshape(rows.shape)
+        d_values = torch.bmm(weights.transpose(1, 2), upstream)
+        d_scores = torch.ops.aten._softmax_backward_data(
+            torch.bmm(upstream, values.transpose(1, 2)), weights, -1, weights.dtype
+        ).mul_(q.shape[-1] ** -0.5)
+        d_rows, d_keys = torch.bmm(d_scores, keys), torch.bmm(d_scores.transpose(1, 2), rows)
+        return d_rows.view(q.shape), d_keys.view(k.shape), d_values.view(v.shape), None
+
+
 class PackedCausal:
     """Documents packed one after another, each isolated and causal; optionally all continue one shared prefix.
 
@@ -95,10 +126,10 @@ class PackedCausal:
         assert min(lengths, default=0) > 0, "a pack holds at least one token per document"
         self.lengths, self.past = list(lengths), past
         self.prefix = own = 0 if past else prefix  # tokens of the prefix that stand in the pack
-        longest = -(-max(lengths) // min(multiple, 32)) * min(multiple, 32)
+        longest = -(-max(lengths) // min(multiple, int(__import__('os').environ.get('LM','32')))) * min(multiple, int(__import__('os').environ.get('LM','32')))
         self.padding = -(own + sum(lengths)) % multiple
         starts = torch.tensor([own + sum(lengths[:i]) for i in range(len(lengths))])
-        self._rows = -(-len(lengths) // min(multiple, 4)) * min(multiple, 4)  # B, empty rows included
+        self._rows = -(-len(lengths) // min(multiple, int(__import__('os').environ.get('BM','4')))) * min(multiple, int(__import__('os').environ.get('BM','4')))  # B, empty rows included
         empty = [0] * (self._rows - len(lengths))
         inside = torch.arange(longest)[None, :] < torch.tensor(self.lengths + empty)[:, None]  # [B, L]
         starts = torch.cat([starts, starts.new_zeros(len(empty))])
@@ -126,10 +157,10 @@ class PackedCausal:
         if shared_k.shape[1]:
             keys = torch.cat([shared_k.expand(batch, -1, -1, -1), keys], dim=2)
             values = torch.cat([shared_v.expand(batch, -1, -1, -1), values], dim=2)
-        out = grouped_attention(queries, keys, values, self._mask)  # [B, K, G, L, D]
+        out = _Recomputed.apply(queries, keys, values, self._mask)  # [B, K, G, L, D]
         out = out.reshape(batch, heads, -1, dim).transpose(1, 2).reshape(-1, heads, dim).index_select(0, self._flat)
         if prefix:
             first = q[:prefix].transpose(0, 1).reshape(1, kv_heads, group, prefix, dim)
-            head = grouped_attention(first, own_k[None], own_v[None], self._prefix_mask)
+            head = _Recomputed.apply(first, own_k[None], own_v[None], self._prefix_mask)
             out = torch.cat([head.reshape(heads, prefix, dim).transpose(0, 1), out])
         return torch.cat([out, out.new_zeros(self.padding, heads, dim)]) if self.padding else out

@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -108,7 +109,14 @@ class Data:
             "sealed": spec.data.sealed_per_intent,
         }
         questions = {
-            split: build_questions(intents, database, split=split, per_intent=count, seed=spec.seed)
+            split: build_questions(
+                intents,
+                database,
+                split=split,
+                per_intent=count,
+                seed=spec.seed,
+                invented=spec.data.invented if split == "train" else 0.0,
+            )
             for split, count in per_intent.items()
         }
         write_questions(folder / "questions_dev.jsonl", questions["dev"])
@@ -179,8 +187,10 @@ def _choice_rows(ctx: Context, assistant: Assistant, pages: dict[str, str], fold
         found = assistant.execute(ToolCall("search_policies", {"query": choice.question}, "open_book"))
         return found.content if choice.page in (found.data or {}).get("pages", ()) else None
 
+    count = round(spec.data.choice_share * len(choices.train))
+    chosen = random.Random(f"{spec.seed}/choices").sample(choices.train, count)
     return build_choice_rows(
-        choices.train, pages, rotations=rotations, seed=spec.seed, system=assistant.system, find=find
+        chosen, pages, rotations=rotations, seed=spec.seed, system=assistant.system, find=find
     )
 
 

@@ -97,10 +97,10 @@ def estimate_rows(ctx: Context) -> Rows:
         characters += count * (asked + called + said + answered * shown)
         labels += count * (called + said)
     if spec.choices:
-        extra = len(load_choices(ctx.file(spec.choices)).train) * spec.data.choice_rotations
+        extra = spec.data.choice_share * len(load_choices(ctx.file(spec.choices)).train) * spec.data.choice_rotations
         rows, characters, labels = rows + extra, characters + 800 * extra, labels + 30 * extra
     if spec.safety:
-        extra = len(load_safety(ctx.file(spec.safety)).train)
+        extra = len(load_safety(ctx.file(spec.safety)).train) * spec.data.safety_copies
         rows, characters, labels = rows + extra, characters + 160 * extra, labels + 80 * extra
     # A replayed text has no turns and no shared beginning: all of it is learned.
     rows, characters, labels = (

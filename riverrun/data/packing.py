@@ -150,9 +150,14 @@ def _cut(rows: Sequence[TokenRow], prefix: int, micro_tokens: int) -> Iterator[P
                 "raise micro_tokens or drop the row"
             )
         if taken and used + own > micro_tokens:
-            yield Pack(tuple(taken), prefix)
+            yield _pack(taken, prefix)
             taken, used = [], prefix
         taken.append(row)
         used += own
     if taken:
-        yield Pack(tuple(taken), prefix)
+        yield _pack(taken, prefix)
+
+
+def _pack(rows: Sequence[TokenRow], prefix: int) -> Pack:
+    """By length: rows of like length are padded together in the attention."""
+    return Pack(tuple(sorted(rows, key=lambda row: len(row.ids))), prefix)

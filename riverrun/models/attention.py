@@ -102,6 +102,42 @@ class _Recomputed(torch.autograd.Function):
         return d_rows.view(q.shape), d_keys.view(k.shape), d_values.view(v.shape), None
 
 
+class _Grid:
+    """Documents that stand next to each other in a pack, padded to one length: `index` are the places of their tokens
+    (0 for padding), `flat` the places of the real tokens in the grid."""
+
+    def __init__(self, lengths: Sequence[int], start: int, longest: int, prefix: int, dtype: torch.dtype) -> None:
+        self.rows = len(lengths)
+        starts = torch.tensor([start + sum(lengths[:i]) for i in range(len(lengths))])
+        steps = torch.arange(longest)
+        inside = steps[None, :] < torch.tensor(lengths)[:, None]  # [B, L]
+        self.index = torch.where(inside, starts[:, None] + steps[None, :], 0).reshape(-1)
+        self.flat = inside.reshape(-1).nonzero().squeeze(1)
+        causal = torch.ones(longest, longest, dtype=torch.bool).tril()
+        self.mask = _additive(torch.cat([torch.ones(longest, prefix, dtype=torch.bool), causal], dim=1), dtype)
+
+
+# What one more grid costs, in places of the score matrix of one head (half a millisecond forward and backward).
+GRID_COST = 20_000
+
+
+def _cut_grids(lengths: Sequence[int], prefix: int, multiple: int) -> list[tuple[int, int, int]]:
+    """(first, end, padded length) of the runs of documents that are cheapest to pad together."""
+
+    def padded(first: int, end: int) -> int:
+        return -(-max(lengths[first:end]) // multiple) * multiple
+
+    best: list[tuple[int, list[tuple[int, int, int]]]] = [(0, [])]
+    for end in range(1, len(lengths) + 1):
+        choices = []
+        for first in range(end):
+            longest = padded(first, end)
+            cost = best[first][0] + (end - first) * longest * (prefix + longest) + GRID_COST
+            choices.append((cost, [*best[first][1], (first, end, longest)]))
+        best.append(min(choices))
+    return best[-1][1]
+
+
 class PackedCausal:
     """Documents packed one after another, each isolated and causal; optionally all continue one shared prefix.
 
@@ -109,9 +145,9 @@ class PackedCausal:
     its own past. With P = 0 this is plain packing; the result equals computing prefix + document for each one alone.
     With `past`, the prefix is not among the tokens: its keys and values are read from a cache.
 
-    The number of tokens is rounded up to a multiple of `multiple` with tokens that nobody sees, and so are the length
-    and the number of rows of the documents' padded grid: products of few distinct shapes keep oneDNN's compiled kernels
-    and malloc's blocks in use.
+    The number of tokens is rounded up to a multiple of `multiple` with tokens that nobody sees, and the lengths of the
+    documents' padded grids to 32: products of few distinct shapes keep oneDNN's compiled kernels and malloc's blocks
+    in use. Neighbours of one length waste least.
     """
 
     def __init__(
@@ -126,41 +162,40 @@ class PackedCausal:
         assert min(lengths, default=0) > 0, "a pack holds at least one token per document"
         self.lengths, self.past = list(lengths), past
         self.prefix = own = 0 if past else prefix  # tokens of the prefix that stand in the pack
-        longest = -(-max(lengths) // min(multiple, int(__import__('os').environ.get('LM','32')))) * min(multiple, int(__import__('os').environ.get('LM','32')))
         self.padding = -(own + sum(lengths)) % multiple
-        starts = torch.tensor([own + sum(lengths[:i]) for i in range(len(lengths))])
-        self._rows = -(-len(lengths) // min(multiple, int(__import__('os').environ.get('BM','4')))) * min(multiple, int(__import__('os').environ.get('BM','4')))  # B, empty rows included
-        empty = [0] * (self._rows - len(lengths))
-        inside = torch.arange(longest)[None, :] < torch.tensor(self.lengths + empty)[:, None]  # [B, L]
-        starts = torch.cat([starts, starts.new_zeros(len(empty))])
-        self._grid = torch.where(inside, starts[:, None] + torch.arange(longest)[None, :], 0).reshape(-1)
-        self._flat = inside.reshape(-1).nonzero().squeeze(1)  # places of real tokens in the padded grid
-        causal = torch.ones(longest, longest, dtype=torch.bool).tril()
-        self._mask = _additive(torch.cat([torch.ones(longest, prefix, dtype=torch.bool), causal], dim=1), dtype)
+        self._grids = [
+            _Grid(self.lengths[first:end], own + sum(lengths[:first]), longest, prefix, dtype)
+            for first, end, longest in _cut_grids(lengths, prefix, min(multiple, 32))
+        ]
         self._prefix_mask = _additive(torch.ones(own, own, dtype=torch.bool).tril(), dtype)
         unseen = torch.zeros(self.padding, dtype=torch.long)
         self.positions = torch.cat([torch.arange(own), *(torch.arange(n) + prefix for n in lengths), unseen])
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         _, heads, dim = q.shape
-        kv_heads = k.shape[1]
-        batch, prefix = self._rows, self.prefix
-        group = heads // kv_heads
+        kv_heads, prefix = k.shape[1], self.prefix
+        own = (k[:prefix].transpose(0, 1), v[:prefix].transpose(0, 1))
+        shared = self.past(layer) if self.past else own
+        parts = [self._documents(grid, q, k, v, shared) for grid in self._grids]
+        if prefix:
+            first = q[:prefix].transpose(0, 1).reshape(1, kv_heads, heads // kv_heads, prefix, dim)
+            head = _Recomputed.apply(first, own[0][None], own[1][None], self._prefix_mask)
+            parts.insert(0, head.reshape(heads, prefix, dim).transpose(0, 1))
+        if self.padding:
+            parts.append(q.new_zeros(self.padding, heads, dim))
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+    def _documents(self, grid: _Grid, q: Tensor, k: Tensor, v: Tensor, shared: tuple[Tensor, Tensor]) -> Tensor:
+        """Attention of one grid's documents -> [their tokens, H, D]."""
+        (heads, dim), kv_heads, batch = q.shape[1:], k.shape[1], grid.rows
 
         def padded(x: Tensor) -> Tensor:  # [T, N, D] -> [B, N, L, D]
-            return x.index_select(0, self._grid).view(batch, -1, x.shape[1], dim).transpose(1, 2)
+            return x.index_select(0, grid.index).view(batch, -1, x.shape[1], dim).transpose(1, 2)
 
-        queries = padded(q).reshape(batch, kv_heads, group, -1, dim)
+        queries = padded(q).reshape(batch, kv_heads, heads // kv_heads, -1, dim)
         keys, values = padded(k), padded(v)
-        own_k, own_v = k[:prefix].transpose(0, 1), v[:prefix].transpose(0, 1)
-        shared_k, shared_v = self.past(layer) if self.past else (own_k, own_v)
-        if shared_k.shape[1]:
-            keys = torch.cat([shared_k.expand(batch, -1, -1, -1), keys], dim=2)
-            values = torch.cat([shared_v.expand(batch, -1, -1, -1), values], dim=2)
-        out = _Recomputed.apply(queries, keys, values, self._mask)  # [B, K, G, L, D]
-        out = out.reshape(batch, heads, -1, dim).transpose(1, 2).reshape(-1, heads, dim).index_select(0, self._flat)
-        if prefix:
-            first = q[:prefix].transpose(0, 1).reshape(1, kv_heads, group, prefix, dim)
-            head = _Recomputed.apply(first, own_k[None], own_v[None], self._prefix_mask)
-            out = torch.cat([head.reshape(heads, prefix, dim).transpose(0, 1), out])
-        return torch.cat([out, out.new_zeros(self.padding, heads, dim)]) if self.padding else out
+        if shared[0].shape[1]:
+            keys = torch.cat([shared[0].expand(batch, -1, -1, -1), keys], dim=2)
+            values = torch.cat([shared[1].expand(batch, -1, -1, -1), values], dim=2)
+        out = _Recomputed.apply(queries, keys, values, grid.mask)  # [B, K, G, L, D]
+        return out.reshape(batch, heads, -1, dim).transpose(1, 2).reshape(-1, heads, dim).index_select(0, grid.flat)  # type: ignore[no-any-return]

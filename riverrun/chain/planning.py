@@ -42,6 +42,8 @@ TURN_TOKENS = 45
 """Marks of the turns and of a tool call, and a short tool result."""
 REPLAY_CHARACTERS = 1100
 """Mean length of a replayed text, which is cut at 1,500 characters."""
+SLOTS, SLOT_TOKENS, SCORED_ROWS = 32, 400, 128
+"""Of `serve.LLM`: sequences at once, tokens each of them holds here, rows whose logits exist at once."""
 ANSWER_TOKENS = 60
 """A tuned model's answer to a sealed question: a call, or a sentence."""
 
@@ -182,7 +184,9 @@ def stage_costs(ctx: Context, shape: ModelConfig, hardware: Hardware, rows: Rows
     """Memory and time of every stage, each from the questions it asks; stages without a model count for seconds."""
     spec, dtype = ctx.spec, dtype_name(ctx.spec.finetune.dtype)
     sealed = sealed_count(ctx)
-    memory = inference_memory(shape, weights=dtype, cache_dtype=dtype, cache_tokens=16 * 512, rows=16).total
+    memory = inference_memory(
+        shape, weights=dtype, cache_dtype=dtype, cache_tokens=SLOTS * SLOT_TOKENS, rows=SCORED_ROWS
+    ).total
     light = 150_000_000
     decode = decode_seconds(shape, hardware, weight_bytes=weight_bytes(shape, dtype), dtype=dtype, rows=8) / 8
 

@@ -120,10 +120,10 @@ def _trained(count: int, *, weights_too: bool) -> tuple[Item, ...]:
 
 
 def _with_slack(fixed: Sequence[Item], moving: Sequence[Item]) -> Estimate:
+    """`moving` are the blocks that come and go with every batch."""
     slack = read_values("training", "coefficients")["slack"]
-    item = Item(
-        "slack", round(slack * sum(each.bytes for each in moving)), f"{slack:g} x (all but process and weights)"
-    )
+    share = f"{slack:g} x ({' + '.join(item.name for item in moving)})"
+    item = Item("slack", round(slack * sum(each.bytes for each in moving)), share)
     return Estimate((*fixed, *moving, item))
 
 
@@ -146,19 +146,19 @@ def lora_memory(
         _process(base_bytes),
         Item("weights", weight_bytes(shape, weights), f"N in {weights}"),
         Item("merged", merged, f"W + s B A of the linear layers in {batch.dtype}"),
+        *_trained(count, weights_too=True),
     )
-    return _with_slack(
-        fixed,
-        (*_trained(count, weights_too=True), _activations(shape, batch, rank, targets), _head(shape, batch)),
-    )
+    return _with_slack(fixed, (_activations(shape, batch, rank, targets), _head(shape, batch)))
 
 
 def full_memory(shape: ModelShape, batch: Batch, *, base_bytes: int | None = None) -> Estimate:
     """Peak of full fine-tuning with fp32 AdamW: 16 N, activations, logits, slack."""
-    fixed = (_process(base_bytes), Item("weights", weight_bytes(shape, "fp32"), "4 N"))
-    return _with_slack(
-        fixed, (*_trained(parameters(shape), weights_too=False), _activations(shape, batch), _head(shape, batch))
+    fixed = (
+        _process(base_bytes),
+        Item("weights", weight_bytes(shape, "fp32"), "4 N"),
+        *_trained(parameters(shape), weights_too=False),
     )
+    return _with_slack(fixed, (_activations(shape, batch), _head(shape, batch)))
 
 
 def inference_memory(
@@ -171,12 +171,18 @@ def inference_memory(
     rows: int = 1,
     base_bytes: int | None = None,
 ) -> Estimate:
-    """Peak of generation: weights, keys and values of `cache_tokens` tokens in all, logits of `rows` sequences."""
+    """Peak of generation: weights, keys and values of `cache_tokens` tokens in all, logits of `rows` sequences.
+
+    Loading takes the largest tensor twice in fp32, and the head stands there twice: as a table and packed.
+    """
     _, k = widths(shape)
+    table = shape.vocab_size * shape.hidden_size
+    cache = round(2 * shape.num_hidden_layers * k * cache_tokens * _known(cache_dtype))
     fixed = (
         _process(base_bytes),
         Item("weights", weight_bytes(shape, weights, table_dtype=table_dtype), f"N in {weights}"),
+        Item("packed head", round(table * _known(cache_dtype)), f"V h in {cache_dtype}"),
+        Item("loading", 8 * table, "8 V h"),
+        Item("cache", cache, "2 L k c per token"),
     )
-    cache = round(2 * shape.num_hidden_layers * k * cache_tokens * _known(cache_dtype))
-    moving = (Item("cache", cache, "2 L k c per token"), Item("head", 4 * rows * shape.vocab_size, "4 V per row"))
-    return _with_slack(fixed, moving)
+    return _with_slack(fixed, (Item("head", 4 * rows * shape.vocab_size, "4 V per row"),))

@@ -261,6 +261,7 @@ def _sql_questions(
             literals = {name: sql_literal(value) for name, value in values.items()}
             sql = fill(intent.sql, literals, where=f"intent '{intent.name}'")
             columns, rows = sampler.rows(sql, f"intent '{intent.name}'")
+            reply: str | None
             if made_up:
                 reply = "" if rows else fill(intent.answer_none, shown, where=f"intent '{intent.name}'")
             else:

@@ -102,6 +102,10 @@ class _Recomputed(torch.autograd.Function):
         return d_rows.view(q.shape), d_keys.view(k.shape), d_values.view(v.shape), None
 
 
+def _recomputed(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    return _Recomputed.apply(q, k, v, mask)  # type: ignore[no-any-return,no-untyped-call]
+
+
 class _Grid:
     """Documents that stand next to each other in a pack, padded to one length: `index` are the places of their tokens
     (0 for padding), `flat` the places of the real tokens in the grid."""
@@ -179,7 +183,7 @@ class PackedCausal:
         parts = [self._documents(grid, q, k, v, shared) for grid in self._grids]
         if prefix:
             first = q[:prefix].transpose(0, 1).reshape(1, kv_heads, heads // kv_heads, prefix, dim)
-            head = _Recomputed.apply(first, own[0][None], own[1][None], self._prefix_mask)
+            head = _recomputed(first, own[0][None], own[1][None], self._prefix_mask)
             parts.insert(0, head.reshape(heads, prefix, dim).transpose(0, 1))
         if self.padding:
             parts.append(q.new_zeros(self.padding, heads, dim))
@@ -197,5 +201,5 @@ class PackedCausal:
         if shared[0].shape[1]:
             keys = torch.cat([shared[0].expand(batch, -1, -1, -1), keys], dim=2)
             values = torch.cat([shared[1].expand(batch, -1, -1, -1), values], dim=2)
-        out = _Recomputed.apply(queries, keys, values, grid.mask)  # [B, K, G, L, D]
-        return out.reshape(batch, heads, -1, dim).transpose(1, 2).reshape(-1, heads, dim).index_select(0, grid.flat)  # type: ignore[no-any-return]
+        out = _recomputed(queries, keys, values, grid.mask)  # [B, K, G, L, D]
+        return out.reshape(batch, heads, -1, dim).transpose(1, 2).reshape(-1, heads, dim).index_select(0, grid.flat)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     import torch
+    from torch import Tensor
 
     from riverrun.models.transformer import CausalLM
 
@@ -190,7 +191,7 @@ def load_model(checkpoint: Checkpoint, dtype: torch.dtype, *, fold: bool = True)
         from riverrun.models.io.adapter import load_adapter
 
         load_adapter(model, checkpoint.adapter)
-    weights: Iterable[tuple[str, torch.Tensor]]
+    weights: Iterable[tuple[str, Tensor]]
     if checkpoint.gguf:
         arrays = checkpoint.gguf.weights(checkpoint.config)
         weights = ((name, torch.from_numpy(values.copy())) for name, values in arrays)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -83,7 +83,7 @@ class PackedWeight:
     def of(cls, weight: Tensor) -> PackedWeight | None:
         """None where this processor or this torch has no such product; then the plain one is used."""
         known = hasattr(torch.ops.mkldnn, "_reorder_linear_weight") and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-        fits = weight.dtype == torch.bfloat16 and weight.device.type == "cpu" and torch.backends.mkldnn.is_available()
+        fits = weight.dtype == torch.bfloat16 and weight.device.type == "cpu" and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
         return cls(weight) if known and fits and torch.cpu._is_avx512_bf16_supported() else None
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -111,6 +111,12 @@ class FusedLinear(nn.Module):
 
     def add_adapter(self, part: str, rank: int, alpha: float, generator: torch.Generator) -> None:
         self.adapters[part] = Adapter(self.parts[part], self.in_features, rank, alpha, generator)
+
+    def take_adapters(self) -> list[tuple[str, Adapter]]:
+        """Remove and return them, each with its part's name."""
+        taken = [(name, cast(Adapter, adapter)) for name, adapter in self.adapters.items()]
+        self.adapters, self._merged = nn.ModuleDict(), None
+        return taken
 
     def merged_weight(self, out: Tensor | None = None) -> Tensor:
         """W' in the weight's dtype: summed in fp32 and rounded once (fold), or one product into `out` (training)."""

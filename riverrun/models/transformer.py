@@ -186,10 +186,9 @@ class CausalLM(nn.Module):
 
     def take_adapters(self) -> dict[str, Adapter]:
         """Remove all adapters; each under the Hugging Face name of the weight that it updates."""
-        taken = {}
+        taken: dict[str, Adapter] = {}
         for prefix, matrix in self.linears():
-            taken |= {f"{prefix}.{part}.weight": adapter for part, adapter in matrix.adapters.items()}
-            matrix.adapters = nn.ModuleDict()
+            taken |= {f"{prefix}.{part}.weight": adapter for part, adapter in matrix.take_adapters()}
         return taken
 
     def views(self) -> dict[str, Tensor]:

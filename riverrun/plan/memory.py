@@ -183,6 +183,6 @@ def inference_memory(
         Item("weights", weight_bytes(shape, weights, table_dtype=table_dtype), f"N in {weights}"),
         Item("packed head", round(table * _known(cache_dtype)), f"V h in {cache_dtype}"),
         Item("loading", 8 * table, "8 V h"),
-        Item("cache", cache, "2 L k c per token"),
     )
-    return _with_slack(fixed, (Item("head", 4 * rows * shape.vocab_size, "4 V per row"),))
+    head = Item("head", 4 * rows * shape.vocab_size, "4 V per row")
+    return _with_slack(fixed, (Item("cache", cache, "2 L k c per token"), head))

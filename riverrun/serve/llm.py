@@ -265,6 +265,7 @@ class LLM:
             return
         opened.set_result(self._engine)
         self._loop()
+        del self._engine  # weights and cache go with the last answer, not with the last reference to this object
 
     def _loop(self) -> None:
         while True:

@@ -7,7 +7,8 @@ A message's content is a tuple of parts. A model that knows only text refuses th
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import reprlib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
@@ -34,6 +35,8 @@ __all__ = [
 Role = Literal["system", "user", "assistant", "tool"]
 FinishReason = Literal["stop", "length", "tool_calls", "abort"]
 _ROLES = ("system", "user", "assistant", "tool")
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 120
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,14 +85,13 @@ class ToolSpec:
 
     @classmethod
     def from_openai(cls, value: Mapping[str, Any]) -> ToolSpec:
-        function = value.get("function")
-        if value.get("type", "function") != "function" or not isinstance(function, Mapping) or not function.get("name"):
-            raise InputError(
-                f"a tool must be {{type: function, function: {{name, ...}}}}, got {json.dumps(value)[:120]}"
-            )
-        return cls(
-            str(function["name"]), str(function.get("description") or ""), dict(function.get("parameters") or {})
-        )
+        function = value.get("function") if isinstance(value, Mapping) else None
+        if not isinstance(function, Mapping) or value.get("type", "function") != "function" or not _named(function):
+            raise InputError(f"a tool must be {{type: function, function: {{name, ...}}}}, got {_shown(value)}")
+        name, parameters = function["name"], function.get("parameters") or {}
+        if not isinstance(parameters, Mapping):
+            raise InputError(f"parameters of tool {name!r} must be an object, got {type(parameters).__name__}")
+        return cls(name, _string(function, "description", f"description of tool {name!r}"), dict(parameters))
 
     def to_openai(self) -> dict[str, Any]:
         function = {"name": self.name, "description": self.description, "parameters": dict(self.parameters)}
@@ -154,16 +156,19 @@ class Message:
         role = value.get("role")
         if role == "developer":
             role = "system"
-        if role not in _ROLES:
-            raise InputError(f"message role {role!r} is not one of {', '.join(_ROLES)}")
+        if not isinstance(role, str) or role not in _ROLES:
+            raise InputError(f"message role {_shown(role)} is not one of {', '.join(_ROLES)}")
         known = {"role", "content", "tool_calls", "tool_call_id", "name", "refusal"}
         if unknown := set(value) - known:
             raise UnsupportedError(
-                f"message field '{sorted(unknown)[0]}' is not supported; known: {', '.join(sorted(known))}"
+                f"message field {min(map(_shown, unknown))} is not supported; known: {', '.join(sorted(known))}"
             )
-        calls = tuple(_call_from_openai(call) for call in value.get("tool_calls") or ())
+        given = value.get("tool_calls") or ()
+        if not isinstance(given, list | tuple):
+            raise InputError(f"tool_calls must be a list, got {type(given).__name__}")
+        calls = tuple(_call_from_openai(call) for call in given)
         content = _parts_from_openai(value.get("content"))
-        return cls(cast(Role, role), content, calls, str(value.get("tool_call_id") or ""), str(value.get("name") or ""))
+        return cls(cast(Role, role), content, calls, _string(value, "tool_call_id"), _string(value, "name"))
 
     def to_openai(self) -> dict[str, Any]:
         """The OpenAI form; a message of text only has a plain string as content."""
@@ -181,18 +186,38 @@ class Message:
         return out
 
 
+def _shown(value: Any) -> str:
+    """A value within an error's sentence: one line, neither long nor deep."""
+    text = _SHORT.repr(value)
+    return text if len(text) <= 120 else text[:120] + "..."
+
+
+def _named(function: Mapping[str, Any]) -> bool:
+    return isinstance(function.get("name"), str) and bool(function["name"])
+
+
+def _string(value: Mapping[str, Any], key: str, what: str = "") -> str:
+    """A field that may be missing or null."""
+    text = value.get(key)
+    if text is not None and not isinstance(text, str):
+        raise InputError(f"{what or key} must be a string, got {type(text).__name__}")
+    return text or ""
+
+
 def _call_from_openai(value: Any) -> ToolCall:
     function = value.get("function") if isinstance(value, Mapping) else None
-    if not isinstance(function, Mapping) or not function.get("name"):
-        raise InputError(f"a tool call must be {{id, type, function: {{name, arguments}}}}, got {str(value)[:120]}")
-    raw = function.get("arguments") or "{}"
+    if not isinstance(function, Mapping) or not _named(function):
+        raise InputError(f"a tool call must be {{id, type, function: {{name, arguments}}}}, got {_shown(value)}")
+    name, raw = function["name"], function.get("arguments")
+    if raw is None or raw == "":
+        raw = "{}"
     try:
         arguments = json.loads(raw) if isinstance(raw, str) else raw
-    except json.JSONDecodeError as error:
-        raise InputError(f"arguments of tool call '{function['name']}' are not JSON ({error}): {raw[:120]}") from None
+    except (ValueError, RecursionError) as error:  # also a number of too many digits, and brackets without end
+        raise InputError(f"arguments of tool call {name!r} are not JSON ({error}): {_shown(raw)}") from None
     if not isinstance(arguments, Mapping):
-        raise InputError(f"arguments of tool call '{function['name']}' must be an object, got {raw[:120]}")
-    return ToolCall(str(function["name"]), dict(arguments), str(value.get("id") or ""))
+        raise InputError(f"arguments of tool call {name!r} must be an object, got {_shown(raw)}")
+    return ToolCall(name, dict(arguments), _string(value, "id", f"id of tool call {name!r}"))
 
 
 def _parts_from_openai(content: Any) -> tuple[Part, ...]:
@@ -200,25 +225,29 @@ def _parts_from_openai(content: Any) -> tuple[Part, ...]:
         return ()
     if isinstance(content, str):
         return (Text(content),)
-    if not isinstance(content, Sequence):
+    if not isinstance(content, list | tuple):
         raise InputError(f"message content must be a string or a list of parts, got {type(content).__name__}")
     return tuple(_part_from_openai(part) for part in content)
 
 
 def _part_from_openai(part: Any) -> Part:
     kind = part.get("type") if isinstance(part, Mapping) else None
-    if kind == "text" and isinstance(part.get("text"), str):
-        return Text(part["text"])
-    if kind == "image_url" and isinstance(part.get("image_url"), Mapping):
-        return Image(url=str(part["image_url"].get("url", "")))
-    if kind == "input_audio" and isinstance(part.get("input_audio"), Mapping):
+    body = part.get(kind) if isinstance(kind, str) else None
+    if kind == "text" and isinstance(body, str):
+        return Text(body)
+    if kind == "image_url" and isinstance(body, Mapping):
+        return Image(url=_string(body, "url", "url of an image"))
+    if kind == "input_audio" and isinstance(body, Mapping):
         import base64
 
-        audio = part["input_audio"]
-        return Audio(base64.b64decode(audio.get("data", "")), str(audio.get("format", "wav")))
-    if kind == "file" and isinstance(part.get("file"), Mapping):
-        return File(str(part["file"].get("filename", "")))
-    raise InputError(f"content part of type {kind!r} is not one of text, image_url, input_audio, file")
+        try:
+            data = base64.b64decode(_string(body, "data", "data of a sound"))
+        except ValueError as error:
+            raise InputError(f"data of a sound is not base64: {error}") from None
+        return Audio(data, _string(body, "format", "format of a sound") or "wav")
+    if kind == "file" and isinstance(body, Mapping):
+        return File(_string(body, "filename", "filename of a file"))
+    raise InputError(f"content part {_shown(part)} is not one of text, image_url, input_audio, file")
 
 
 def _part_to_openai(part: Part) -> dict[str, Any]:

@@ -55,7 +55,14 @@ def gather(
         "sealed": spec.data.sealed_per_intent,
     }
     questions = {
-        str(split): build_questions(intents, database, split=split, per_intent=count, seed=spec.seed)
+        str(split): build_questions(
+            intents,
+            database,
+            split=split,
+            per_intent=count,
+            seed=spec.seed,
+            invented=spec.data.invented if split == "train" else 0.0,
+        )
         for split, count in per_intent.items()
     }
     return Asked(questions, intents)

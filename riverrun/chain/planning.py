@@ -45,6 +45,8 @@ REPLAY_CHARACTERS = 1100
 """Mean length of a replayed text, which is cut at 1,500 characters."""
 SYNTHESISED_QUESTION, SYNTHESISED_SQL, SYNTHESISED_REPLY = 55, 115, 90
 """Mean characters of a synthesised question, its query and its answer."""
+SLOTS, SLOT_TOKENS, SCORED_ROWS = 32, 400, 128
+"""Of `serve.LLM`: sequences at once, tokens each of them holds here, rows whose logits exist at once."""
 ANSWER_TOKENS = 60
 """A tuned model's answer to a sealed question: a call, or a sentence."""
 
@@ -113,10 +115,10 @@ def estimate_rows(ctx: Context) -> Rows:
         characters += count * (asked + called + said + answered * shown)
         labels += count * (called + said)
     if written := _choices(ctx):
-        extra = len(written.train) * spec.data.choice_rotations
+        extra = spec.data.choice_share * len(written.train) * spec.data.choice_rotations
         rows, characters, labels = rows + extra, characters + 800 * extra, labels + 30 * extra
     if spec.safety:
-        extra = len(safety_of(ctx).train)
+        extra = len(safety_of(ctx).train) * spec.data.safety_copies
         rows, characters, labels = rows + extra, characters + 160 * extra, labels + 80 * extra
     # A replayed text has no turns and no shared beginning: all of it is learned.
     rows, characters, labels = (
@@ -198,7 +200,9 @@ def stage_costs(ctx: Context, shape: ModelConfig, hardware: Hardware, rows: Rows
     """Memory and time of every stage, each from the questions it asks; stages without a model count for seconds."""
     spec, dtype = ctx.spec, dtype_name(ctx.spec.finetune.dtype)
     sealed = sealed_count(ctx)
-    memory = inference_memory(shape, weights=dtype, cache_dtype=dtype, cache_tokens=16 * 512, rows=16).total
+    memory = inference_memory(
+        shape, weights=dtype, cache_dtype=dtype, cache_tokens=SLOTS * SLOT_TOKENS, rows=SCORED_ROWS
+    ).total
     light = 150_000_000
     decode = decode_seconds(shape, hardware, weight_bytes=weight_bytes(shape, dtype), dtype=dtype, rows=8) / 8
 

@@ -100,6 +100,8 @@ class TrainingDataSpec(Config):
     """Development questions an intent."""
     sealed_per_intent: PerIntent = 6
     """Sealed test questions an intent."""
+    invented: Share = 0.3
+    """Share of the database questions in training that name things which do not exist: the model learns to copy."""
     answered: Share = 0.2
     """Share of the database questions whose row goes on to the answer; the others end with the call."""
     answered_pages: Share = 0.3
@@ -110,6 +112,8 @@ class TrainingDataSpec(Config):
     """How often each refusal stands among the training rows."""
     choice_rotations: int = Field(default=1, ge=0, le=4)
     """Training rows made from each multiple-choice question, by rotating the options; 0 makes none."""
+    choice_share: Share = 1.0
+    """Share of the training multiple-choice questions that rows are made of."""
 
 
 class FinetuneSpec(FinetuneConfig):

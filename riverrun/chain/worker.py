@@ -8,6 +8,7 @@ import sys
 import traceback
 from typing import Any
 
+from riverrun.base.memory import keep_freed_memory
 from riverrun.base.progress import Progress
 from riverrun.chain.process import die_with_parent, peak_memory, show_error
 from riverrun.chain.stage import Context
@@ -21,6 +22,7 @@ def main() -> int:
     """Read the job, run the stage, write the outcome; whatever a library prints goes to standard error."""
     job = json.loads(sys.stdin.read())
     die_with_parent(job["parent"])
+    keep_freed_memory()
     answer = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     outcome: dict[str, Any]

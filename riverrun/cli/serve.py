@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from riverrun.base.errors import InputError
+from riverrun.base.memory import keep_freed_memory
 from riverrun.chain.stage import read_json
 from riverrun.cli.target import open_target
 
@@ -35,6 +36,7 @@ def serve_command(
         raise InputError(f"--host {address} is reachable from other machines: give at least one --api-key")
     # Asked before a model is loaded for nothing.
     open_socket(address, number).close()
+    keep_freed_memory()
     with open_target(target, database=database) as opened:
         app = make_app(opened.models, api_keys=api_keys, title=opened.default)
 

@@ -102,14 +102,15 @@ def build_conversations(
             if missing and on_skip:
                 on_skip(question, missing)
             share = answered if question.page is None else answered_pages
-            if not missing and _share(question.id) < share:
+            quote = _quote(question, results[-1].content) if question.page is not None else ""
+            said = [question.reply, quote] if question.sql is not None else [quote]
+            reply = " ".join(filter(None, said))
+            if reply and not missing and _share(question.id) < share:
                 messages += tuple(
                     Message.of("tool", result.content, tool_call_id=call.id, name=call.name)
                     for call, result in zip(calls, results, strict=True)
                 )
-                quote = _quote(question, results[-1].content) if question.page is not None else ""
-                said = [question.reply, quote] if question.sql is not None else [quote]
-                messages += (Message.of("assistant", " ".join(filter(None, said))),)
+                messages += (Message.of("assistant", reply),)
         out.append(Conversation(question.id, messages, tuple(tools), question.intent))
     return out
 

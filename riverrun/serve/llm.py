@@ -64,13 +64,15 @@ class LLM:
         self._context = context or min(longest, 4096)
         digest = self._opened.digest()
         self._info = ModelInfo(name or Path(path).stem, digest, self._context, self._template.sha256)
-        if engine is None:
+
+        def open_engine() -> Engine:
+            if engine is not None:
+                return engine
             require("torch", extra="serve")
             from riverrun.serve.engines.torch import TorchEngine
 
-            engine = TorchEngine.open(self._opened, slots=slots, context=self._context, threads=threads, dtype=dtype)
-        self._engine = engine
-        self._table = SlotTable(engine.slots)
+            return TorchEngine.open(self._opened, slots=slots, context=self._context, threads=threads, dtype=dtype)
+
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []
         self._jobs: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
@@ -80,8 +82,11 @@ class LLM:
         """Called in the asking thread for each finished answer of `generate` (in order) and each `score`: progress."""
         self._wake = threading.Condition()
         self._closed = False
-        self._thread = threading.Thread(target=self._loop, name="riverrun-llm", daemon=True)
+        opened: Future[Engine] = Future()
+        task = (open_engine, opened)
+        self._thread = threading.Thread(target=self._serve, args=task, name="riverrun-llm", daemon=True)
         self._thread.start()
+        opened.result()
 
     # ---- asking -------------------------------------------------------------------------------------------------
 
@@ -246,6 +251,22 @@ class LLM:
             self._waiting.extend(sequences)
             self._wake.notify()
 
+    def _serve(self, open_engine: Callable[[], Engine], opened: Future[Engine]) -> None:
+        """All work of the engine is done in this thread, its opening too.
+
+        OpenMP keeps a team of workers per asking thread; with two teams on as many cores as one team has, it lets
+        them sleep between products, and every step takes twice as long.
+        """
+        try:
+            self._engine = open_engine()
+            self._table = SlotTable(self._engine.slots)
+        except BaseException as error:
+            opened.set_exception(error)
+            return
+        opened.set_result(self._engine)
+        self._loop()
+        del self._engine  # weights and cache go with the last answer, not with the last reference to this object
+
     def _loop(self) -> None:
         while True:
             with self._wake:
@@ -347,6 +368,7 @@ class LLM:
         batch = [sequence for sequence in self._running if not sequence.uncomputed]
         if not batch:
             return
+        batch.sort(key=lambda sequence: sequence.slot)  # neighbouring slots are read in place, others are copied
         logits = self._engine.forward(
             [sequence.slot for sequence in batch], [sequence.output[-1:] for sequence in batch]
         )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ["SlotTable", "common_prefix"]
+__all__ = ["SlotTable", "common_prefix", "shared_beginning"]
 
 
 def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
@@ -24,6 +24,16 @@ def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
         else:
             high = middle
     return low
+
+
+def shared_beginning(sequences: Sequence[Sequence[int]]) -> int:
+    """Number of leading tokens that all sequences share."""
+    length = len(sequences[0])
+    for other in sequences[1:]:
+        if not length:
+            break
+        length = common_prefix(sequences[0][:length], other)
+    return length
 
 
 class SlotTable:

@@ -105,6 +105,11 @@ def train(
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             _check_moved(before, parameters)
+            if not all(bool(torch.isfinite(tensor).all()) for tensor in parameters.values()):
+                raise RiverrunError(
+                    f"step {step + 1}: with a rate of {rate:.4g} the parameters are not finite: "
+                    "lower finetune.learning_rate"
+                )
             after_step()
             _count(result, micro)
             row = {

@@ -29,13 +29,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
             count = rows.shape[0]
             # few distinct shapes, see models.attention.PackedCausal
             rows = torch.nn.functional.pad(rows, (0, 0, 0, -count % STEP))
-            logits = torch.nn.functional.linear(rows, head)[:count].float()  # [c, V]
-            lse = torch.logsumexp(logits, dim=1)
-            total += (lse - logits.gather(1, wanted[:, None]).squeeze(1)).sum(dtype=torch.float64)
-            probabilities = logits.sub_(lse[:, None]).exp_()
+            logprobs = torch.log_softmax(torch.nn.functional.linear(rows, head).float(), dim=1)  # [c, V]
+            total -= logprobs[:count].gather(1, wanted[:, None]).sum(dtype=torch.float64)
+            probabilities = logprobs.exp_()
             probabilities[torch.arange(count), wanted] -= 1
-            padded = torch.nn.functional.pad(probabilities.to(hidden.dtype), (0, 0, 0, -count % STEP))
-            grads[start : start + CHUNK] = (padded @ head)[:count]
+            grads[start : start + CHUNK] = (probabilities.to(hidden.dtype) @ head)[:count]
         ctx.save_for_backward(grads)
         return total.to(torch.float32)
 

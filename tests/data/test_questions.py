@@ -167,3 +167,19 @@ def test_unanswerable_input_is_refused_in_one_sentence(shop: tuple[list[Any], Pa
     bad = intents[0].model_copy(update={"sql": "SELECT price FROM books WHERE title = {title} AND 0"})
     with pytest.raises(InputError, match="no train question has between 1 and 10 rows"):
         build_questions([bad], database, split="train", per_intent=1, seed=1)
+
+
+def test_invented_names_exist_in_no_pool_and_find_nothing(shop: tuple[list[Any], Path]) -> None:
+    intents, database = shop
+    with sqlite3.connect(database) as connection:
+        titles = {row[0] for row in connection.execute("SELECT title FROM books")}
+    plain = build_questions(intents, database, split="train", per_intent=12, seed=3)
+    made = build_questions(intents, database, split="train", per_intent=12, seed=3, invented=1.0)
+    prices = [question for question in made if question.intent == "price_of_title"]
+    assert prices
+    assert all(question.rows == [] and question.reply.startswith("I could not find") for question in prices)
+    assert not any(f"'{title}'" in (question.sql or "") for question in prices for title in titles)
+    assert [q for q in made if q.kind == "none_found"] != []
+    assert all(q.rows for q in plain if q.intent == "price_of_title")
+    unchanged = build_questions(intents, database, split="train", per_intent=12, seed=3, invented=0.0)
+    assert unchanged == plain

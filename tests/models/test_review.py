@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import struct
@@ -179,10 +180,12 @@ def test_a_long_prompt_gives_way_to_running_answers(model: LLM, monkeypatch: pyt
     model._submit([first])
     assert begun.wait(20)
     model._submit([second])
-    assert first.done.wait(60) and second.done.wait(60)
+    assert first.done.wait(60)
+    assert second.done.wait(60)
     pieces = [i for i, size in enumerate(sizes) if max(size) > 1]
-    while_running = [(a, b) for a, b in zip(pieces, pieces[1:]) if any(max(s) == 1 for s in sizes[:a])]
-    assert while_running and all(b - a > 1 for a, b in while_running), sizes[:30]
+    while_running = [(a, b) for a, b in itertools.pairwise(pieces) if any(max(s) == 1 for s in sizes[:a])]
+    assert while_running
+    assert all(b - a > 1 for a, b in while_running), sizes[:30]
 
 
 def test_a_stream_closed_before_it_is_read_is_aborted(model: LLM) -> None:
@@ -215,7 +218,8 @@ def test_old_checkpoints_do_not_displace_those_of_a_new_run(tmp_path: Path) -> N
         progress=Progress("quiet"),
     )
     saved = checkpoint.latest(tmp_path, identity="new")
-    assert saved is not None and saved.step == 4
+    assert saved is not None
+    assert saved.step == 4
 
 
 @pytest.mark.parametrize("damage", ["no tensors", "no key"])

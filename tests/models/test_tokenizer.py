@@ -78,10 +78,10 @@ def test_a_saved_tokenizer_is_the_same(tmp_path: Path) -> None:
 
 
 def test_files_that_are_no_tokenizer(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="a model folder needs tokenizer.json"):
+    with pytest.raises(InputError, match=r"a model folder needs tokenizer\.json"):
         Tokenizer.from_file(tmp_path / "tokenizer.json")
     (tmp_path / "tokenizer.json").write_text('{"model": ')
-    with pytest.raises(IntegrityError, match="is not a tokenizer.json"):
+    with pytest.raises(IntegrityError, match=r"is not a tokenizer\.json"):
         Tokenizer.from_file(tmp_path / "tokenizer.json")
     with pytest.raises(UnsupportedError, match="GGUF tokenizer 'llama' with pre-tokeniser 'default' is not read"):
         Tokenizer.from_gguf({"tokenizer.ggml.model": "llama"})

@@ -63,9 +63,11 @@ def test_lora_items_by_hand() -> None:
     assert estimate["optimizer"] == 8 * trained
     assert estimate["activations"] == 3 * 10 * (4 * (6 * 8 + 2 * 4 + 4 * 20 + 2 * 7) + 4 * 4 + 8)
     assert estimate["head"] == 12 * 6 * 11
-    moving = 16 * trained + estimate["activations"] + estimate["head"]
-    assert estimate["slack"] == pytest.approx(0.08 * moving, abs=1)
-    assert estimate.total == 1000 + estimate["weights"] + moving + estimate["slack"]
+    moving = estimate["activations"] + estimate["head"]
+    assert estimate["slack"] == pytest.approx(1.3 * moving, abs=1)
+    assert estimate["merged"] == 4 * linear_parameters(TINY)
+    held = 1000 + estimate["weights"] + estimate["merged"] + 16 * trained
+    assert estimate.total == held + moving + estimate["slack"]
 
 
 def test_full_items_by_hand() -> None:
@@ -82,6 +84,7 @@ def test_inference_items_by_hand() -> None:
     assert estimate["weights"] == round(1.0625 * linear + 2 * (parameters(TINY) - linear))
     assert estimate["cache"] == 2 * 3 * 4 * 50 * 4
     assert estimate["head"] == 4 * 2 * 11
+    assert (estimate["loading"], estimate["packed head"]) == (8 * 11 * 8, 4 * 11 * 8)
 
 
 def test_weights_of_a_real_file() -> None:

@@ -6,6 +6,7 @@ Training conversations run the very tools that serving runs, so a model learns f
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -193,9 +194,9 @@ def _choice_rows(ctx: Context, assistant: Assistant, documents: Sequence[Documen
         found = assistant.execute(ToolCall("search_policies", {"query": choice.question}, "open_book"))
         return found.content if choice.page in (found.data or {}).get("pages", ()) else None
 
-    return build_choice_rows(
-        choices.train, pages, rotations=rotations, seed=spec.seed, system=assistant.system, find=find
-    )
+    count = round(spec.data.choice_share * len(choices.train))
+    chosen = random.Random(f"{spec.seed}/choices").sample(choices.train, count)
+    return build_choice_rows(chosen, pages, rotations=rotations, seed=spec.seed, system=assistant.system, find=find)
 
 
 def _safety_rows(ctx: Context, assistant: Assistant, folder: Path) -> list[Conversation]:

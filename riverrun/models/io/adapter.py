@@ -20,16 +20,27 @@ _PREFIX = "base_model.model."
 # Options of PEFT that change what an adapter computes, and the value that means "not used".
 _PLAIN: dict[str, Any] = {
     "peft_type": "LORA",
+    "alora_invocation_tokens": None,
     "alpha_pattern": {},
+    "arrow_config": None,
     "bias": "none",
     "fan_in_fan_out": False,
+    "kasa_config": None,
+    "layer_replication": None,
     "layers_to_transform": None,
     "lora_bias": False,
     "modules_to_save": None,
+    "monteclora_config": None,
     "rank_pattern": {},
+    "target_parameters": None,
+    "trainable_token_indices": None,
+    "use_bdlora": None,
     "use_dora": False,
+    "use_qalora": False,
     "use_rslora": False,
 }
+# Ways to draw the first factors that also take something away from the base weights; other ways leave no trace.
+_MOVES_BASE = ("corda", "loftq", "lora_ga", "olora", "pissa")
 _ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -96,6 +107,12 @@ def load_adapter(model: CausalLM, folder: Path) -> None:
     for key, plain in _PLAIN.items():
         if config.get(key) and config[key] != plain:
             raise UnsupportedError(f"{path}: {key} = {config[key]!r} is not supported, supported: {plain!r}")
+    start = config.get("init_lora_weights")
+    if isinstance(start, str) and start.startswith(_MOVES_BASE):
+        raise UnsupportedError(
+            f"{path}: init_lora_weights = {start!r} is not supported, because it changed the base weights: "
+            "let PEFT convert the adapter to plain LoRA (path_initial_model_for_weight_conversion)"
+        )
     if not isinstance(named, list):
         raise UnsupportedError(f"{path}: target_modules = {named!r} is not supported, supported: a list of names")
     targets = tuple(str(name) for name in named)

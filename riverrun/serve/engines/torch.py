@@ -13,6 +13,7 @@ from riverrun.models.attention import PackedCausal
 from riverrun.models.cache import SlotAttend, SlotCache
 from riverrun.models.load import Checkpoint, load_model
 from riverrun.serve.engine import Branch
+from riverrun.serve.slots import shared_beginning
 
 __all__ = ["TorchEngine", "default_dtype"]
 
@@ -31,8 +32,10 @@ class TorchEngine:
     def __init__(self, opened: Checkpoint, *, slots: int, context: int, dtype: torch.dtype | None = None) -> None:
         self.dtype = dtype or default_dtype()
         self.model = load_model(opened, self.dtype)
+        self.model.pack()
         self.cache = SlotCache(opened.config, slots, context, self.dtype)
         self.slots, self.context = slots, context
+        self._tokens: list[list[int]] = [[] for _ in range(slots)]
 
     @classmethod
     def open(cls, opened: Checkpoint, *, slots: int, context: int, threads: int, dtype: str) -> TorchEngine:
@@ -48,12 +51,16 @@ class TorchEngine:
     def copy_prefix(self, source: int, target: int, tokens: int) -> None:
         with torch.inference_mode():
             self.cache.copy_prefix(source, target, tokens)
+        self._tokens[target] = self._tokens[source][:tokens]
 
     @torch.inference_mode()
     def forward(self, slots: Sequence[int], new: Sequence[Sequence[int]]) -> NDArray[np.float32]:
-        attend = SlotAttend(self.cache, slots, [len(ids) for ids in new])
+        common = shared_beginning([self._tokens[slot] for slot in slots])
+        attend = SlotAttend(self.cache, slots, [len(ids) for ids in new], common)
         hidden = self.model(torch.tensor([i for ids in new for i in ids]), attend.positions, attend)
         attend.commit()
+        for slot, ids in zip(slots, new, strict=True):
+            self._tokens[slot] += ids
         logits: NDArray[np.float32] = self.model.logits(hidden[attend.last_rows()]).float().numpy()
         return logits
 

@@ -1,0 +1,31 @@
+"""What a process does with memory it has freed."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+
+__all__ = ["keep_freed_memory"]
+
+# parameters of mallopt(3), glibc's malloc.h
+M_TRIM_THRESHOLD = -1
+M_MMAP_THRESHOLD = -3
+_MOST = 2**31 - 1
+_MOST_BEFORE_GLIBC_2_35 = 32 * 1024 * 1024
+
+
+def keep_freed_memory() -> bool:
+    """Let malloc use freed memory again instead of giving it back; True where that could be set (Linux with glibc).
+
+    For processes that are ours alone and allocate the same large blocks at every step: without it each step of a
+    fine-tune gets 160 MB of fresh pages from the system, a tenth of its time.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:  # another C library
+        return False
+    return bool(
+        mallopt(M_TRIM_THRESHOLD, _MOST)
+        and (mallopt(M_MMAP_THRESHOLD, _MOST) or mallopt(M_MMAP_THRESHOLD, _MOST_BEFORE_GLIBC_2_35))
+    )

@@ -234,9 +234,9 @@ def _training(shown: Shown, topics: str, language: str) -> list[str]:
     sizes = ", ".join(f"{key}: {tokens}" for key in ("micro_tokens", "global_tokens", "max_tokens"))
     return [
         f"# The prompt takes about {prompt} tokens; a pack holds it once, so packs are longer than it.",
-        "data: {answered: 0.15, answered_pages: 0.2, replay: 14}",
+        "data: {answered: 0.15, answered_pages: 0.1, choice_share: 0.5, safety_copies: 1, replay: 12}",
         "evaluate: {max_tokens: 112, retention_characters: 40000, sums: 60}",
-        f"finetune: {{learning_rate: 3.0e-3, epochs: 1, {sizes}}}",
+        f"finetune: {{learning_rate: 2.0e-3, epochs: 1, {sizes}}}",
         "# Bars that stop the run; a small model on unknown data is held to wider ones than a recipe that was tried.",
         "gates:",
         "  success: 0.60",

@@ -76,6 +76,8 @@ class SynthesisConfig(Config):
     """Share that needs the database and a page, when there are documents."""
     talk: float = Field(default=0.04, ge=0, le=0.5)
     """Share that needs neither: greetings, thanks, what lies outside."""
+    invented: float = Field(default=0.2, ge=0, le=1)
+    """Share of the training questions about a named thing that name one which does not exist: they teach to copy."""
     paraphrase: ParaphraseConfig | None = None
     max_rows: int = Field(default=20, ge=1)
     """A test question with more rows than this is not asked; at most database.row_limit."""
@@ -109,7 +111,7 @@ def synthesise(
     held = _held_out(items, config.held_out)
     out = Synthesised({split: [] for split in SPLITS}, held)
     with read_only(database) as connection:
-        drawer = _Drawer(connection, Speech(language, schema), config.max_rows, row_limit, seed)
+        drawer = _Drawer(connection, Speech(language, schema), config.max_rows, row_limit, seed, config.invented)
         for split in SPLITS:
             count = config.count(split)
             wanted = [item for item in items if split != "train" or item.name not in held]
@@ -180,6 +182,7 @@ class _Drawer:
     max_rows: int
     row_limit: int
     seed: int
+    invented: float = 0.0
     pools: dict[str, list[tuple[Any, ...]]] = field(default_factory=dict)
     splits: dict[str, dict[str, list[tuple[Any, ...]]]] = field(default_factory=dict)
     assigned: dict[str, Split] = field(default_factory=dict)
@@ -217,7 +220,9 @@ class _Drawer:
     def question(self, item: Composition, kind: str, split: Split, rng: random.Random) -> Question | None:
         """One new question of the composition, or None when there is none to be found."""
         for _ in range(TRIES if item.slots else 8):
-            drawn = self._values(item, kind, split, rng)
+            made_up = split == "train" and kind not in ("none_found", "ambiguous") and rng.random() < self.invented
+            made_up = made_up and any(slot.form == "entity" for slot in item.slots)
+            drawn = self._values(item, "none_found" if made_up else kind, split, rng)
             if drawn is None:
                 return None
             shown, parts = drawn
@@ -225,13 +230,14 @@ class _Drawer:
             rows = self.rows(sql)
             if rows is None:
                 return None
-            if not self._good(item, kind, split, rows, parts):
+            if not made_up and not self._good(item, kind, split, rows, parts):
                 continue
             text = self.speech.question(item, split, shown, rng)
             if text.casefold() in self.texts:
                 continue
             self.texts.add(text.casefold())
-            reply = self._reply(item, kind, rows, shown, rng)
+            # without a reply the conversation ends with the call: there is nothing true to say
+            reply = "" if made_up else self._reply(item, kind, rows, shown, rng)
             name = f"none/{item.name}" if kind == "none_found" else item.name
             kept = [list(row) for row in rows[: self.row_limit]]
             return Question("", text, name, kind, split, sql, None, kept, reply)

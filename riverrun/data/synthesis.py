@@ -280,9 +280,18 @@ class _Drawer:
             if not pool:
                 return None
             made_up = kind == "none_found" and slot.form == "entity"
-            rows[slot.name] = _made_up(pool, rng) if made_up else rng.choice(pool)
+            rows[slot.name] = self._unheard(slot, pool, rng) if made_up else rng.choice(pool)
         said = {slot.name: self._said(slot, rows[slot.name], rng) for slot in item.slots}
         return {name: shown for name, (shown, _) in said.items()}, {name: sql for name, (_, sql) in said.items()}
+
+    def _unheard(self, slot: Slot, pool: Sequence[tuple[Any, ...]], rng: random.Random) -> tuple[Any, ...]:
+        """A made-up name that no split has; where none can be made, one of the pool."""
+        known = {_text(row).casefold() for row in self.pools[self._key(slot)]}
+        made = (_made_up(pool, rng) for _ in range(TRIES))
+        return next((row for row in made if _text(row).casefold() not in known), pool[0])
+
+    def _key(self, slot: Slot) -> str:
+        return f"{slot.form}/{slot.factor}/{slot.split}/{slot.query}"
 
     def _said(self, slot: Slot, row: Sequence[Any], rng: random.Random) -> tuple[str, str]:
         """A value as the question shows it and as the SQL holds it."""
@@ -300,7 +309,7 @@ class _Drawer:
 
     def _pool(self, slot: Slot, split: Split) -> list[tuple[Any, ...]]:
         """The values a split may use."""
-        key = f"{slot.form}/{slot.factor}/{slot.split}/{slot.query}"
+        key = self._key(slot)
         if key not in self.pools:
             found = self.rows_of(slot.query)
             if slot.form == "number":

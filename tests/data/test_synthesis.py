@@ -56,11 +56,14 @@ def literals(question: Question) -> list[str]:
 def test_every_gold_query_gives_its_rows(name: str, language: str, tmp_path: Path) -> None:
     made = synthesised(name, tmp_path, language)
     assert made.questions["train"]
-    for questions in made.questions.values():
+    for split, questions in made.questions.items():
         for question in questions:
             assert question.sql
             assert rows_of(tmp_path / f"{name}.sqlite", question.sql)[:20] == question.rows
-            assert (question.rows == []) == (question.kind == "none_found")
+            if question.reply:
+                assert (question.rows == []) == (question.kind == "none_found")
+            else:  # about a thing that was invented, to be copied into the call
+                assert split == "train"
             assert len(question.rows or ()) <= SMALL.max_rows
             assert not re.search(r"[{}]", question.text + question.reply)
             assert question.kind in SHARES
@@ -88,6 +91,18 @@ def test_splits_share_no_text_and_no_entity(language: str, tmp_path: Path) -> No
     }
     assert all(people.values())
     assert not shared(people)
+
+
+def test_a_share_of_the_training_questions_names_what_does_not_exist(tmp_path: Path) -> None:
+    config = SynthesisConfig(train=200, dev=20, sealed=20, invented=0.5)
+    made = synthesised("undeclared", tmp_path, config=config).questions
+    invented = [question for question in made["train"] if not question.reply]
+    assert len(invented) > 10
+    assert not any(not question.reply for split in ("dev", "sealed") for question in made[split])
+    none = SynthesisConfig(train=200, dev=20, sealed=20, invented=0)
+    (tmp_path / "plain").mkdir()
+    plain = synthesised("undeclared", tmp_path / "plain", config=none)
+    assert all(question.reply for question in plain.questions["train"])
 
 
 def test_some_compositions_are_only_tested(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from riverrun.base.errors import InputError, RiverrunError, nearest
+from riverrun.base.errors import InputError, RiverrunError
 from riverrun.base.protocols import Completion, LanguageModel, Request
 from riverrun.base.types import Message, SamplingParams
 from riverrun.chain.application import open_application
@@ -20,7 +20,6 @@ from riverrun.chain.stage import Parts, read_json
 __all__ = ["AskedQuestion", "ask_run", "read_asked"]
 
 CONCURRENCY = 16
-KEYS = ("id", "question")
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,10 @@ class AskedQuestion:
 
 
 def read_asked(path: Path) -> list[AskedQuestion]:
-    """Questions of a JSON-lines file. InputError names the line that is none, or an unknown key."""
+    """Questions of a JSON-lines file; keys other than id and question (a gold answer, say) are the file's own business.
+
+    InputError names the line that is none.
+    """
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except OSError as error:
@@ -50,8 +52,6 @@ def read_asked(path: Path) -> list[AskedQuestion]:
             raise InputError(f"{where}: not a JSON object ({error})") from None
         if not isinstance(value, dict) or not isinstance(value.get("question"), str) or not value["question"].strip():
             raise InputError(f'{where}: an object {{"question": "..."}} is needed, got {line.strip()[:80]}')
-        if unknown := sorted(set(value) - set(KEYS)):
-            raise InputError(f"{where}: unknown key '{unknown[0]}'.{nearest(unknown[0], KEYS)}")
         out.append(AskedQuestion(str(value.get("id", number)), value["question"]))
     if not out:
         raise InputError(f"--questions {path} holds no question: write one JSON object a line")

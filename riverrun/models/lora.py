@@ -118,39 +118,22 @@ class FusedLinear(nn.Module):
         self.adapters, self._merged = nn.ModuleDict(), None
         return taken
 
-    def merged_weight(self, out: Tensor | None = None) -> Tensor:
-        """W' in the weight's dtype: summed in fp32 and rounded once (fold), or one product into `out` (training)."""
-        merged = self.weight.detach().clone() if out is None else out
-        for name, rows in self.slices():
-            if name not in self.adapters:
-                continue
-            adapter: Any = self.adapters[name]
-            if out is None:
-                merged[rows] = (self.weight[rows].float() + adapter.delta()).to(merged.dtype)
-            else:
-                b, a = adapter.lora_B.to(merged.dtype), adapter.lora_A.to(merged.dtype)
-                torch.addmm(self.weight[rows], b, a, alpha=adapter.scaling, out=merged[rows])
-        return merged
-
     @torch.no_grad()
     def refresh(self) -> None:
-        """Form W' again; call after every change of A or B."""
+        """Form W' again, by one product in the compute dtype; call after every change of A or B."""
         if not self.adapters:
             return
         if self._merged is None:
             self._merged = self.weight.detach().clone()
-        self.merged_weight(self._merged)
-
-    @torch.no_grad()
-    def fold(self) -> None:
-        """Write the update into the weight for good and drop the adapters (deployment)."""
-        self.weight.data = self.merged_weight()
-        self.adapters = nn.ModuleDict()
-        self._merged = None
+        for name, rows in self.slices():
+            if name in self.adapters:
+                adapter: Any = self.adapters[name]
+                b, a = adapter.lora_B.to(self._merged.dtype), adapter.lora_A.to(self._merged.dtype)
+                torch.addmm(self.weight[rows], b, a, alpha=adapter.scaling, out=self._merged[rows])
 
     def pack(self) -> None:
         """Keep the weight only as inference wants it, where that pays."""
-        assert not self.adapters, "fold() the adapters before pack()"
+        assert not self.adapters, "take_adapters() before pack()"
         self._packed = PackedWeight.of(self.weight.data)
         if self._packed:
             self.weight.data = self.weight.data.new_empty(0)

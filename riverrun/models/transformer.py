@@ -179,11 +179,6 @@ class CausalLM(nn.Module):
         for _, matrix in self.linears():
             matrix.refresh()
 
-    def fold_adapters(self) -> None:
-        """Write all adapters into the weights (rounded once to the weight's dtype)."""
-        for _, matrix in self.linears():
-            matrix.fold()
-
     def take_adapters(self) -> dict[str, Adapter]:
         """Remove all adapters; each under the Hugging Face name of the weight that it updates."""
         taken: dict[str, Adapter] = {}

@@ -76,7 +76,7 @@ def test_a_slot_takes_only_the_pages_it_writes() -> None:
         return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) * 1024
 
     if not Path("/proc/self/status").exists():
-        pytest.skip("no /proc here")
+        pytest.skip("not run here: there is no /proc")
     config = tiny_config()
     before = resident()
     cache = SlotCache(config, 64, 4096, torch.float32)
@@ -114,5 +114,5 @@ def test_a_packed_model_answers_as_before_in_bf16() -> None:
 def test_a_matrix_with_an_adapter_is_not_packed() -> None:
     matrix = FusedLinear({"q_proj": 8}, 8, torch.float32)
     matrix.add_adapter("q_proj", 2, 4.0, torch.Generator())
-    with pytest.raises(AssertionError, match="fold"):
+    with pytest.raises(AssertionError, match="take_adapters"):
         matrix.pack()

@@ -13,8 +13,10 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 from riverrun.agent.budget import Budget
+from riverrun.agent.drafts import Drafts
 from riverrun.agent.guard import Guard
 from riverrun.agent.journal import Journal
 from riverrun.agent.run import Run, Setup
@@ -23,7 +25,7 @@ from riverrun.agent.tool import Tool
 from riverrun.base.artifacts import digest_json
 from riverrun.base.errors import InputError, RiverrunError, UnsupportedError, nearest
 from riverrun.base.protocols import Completion, Delta, LanguageModel, ModelInfo, Request, Score
-from riverrun.base.types import Message
+from riverrun.base.types import Message, Text
 from riverrun.wire.codec import get_codec
 
 __all__ = ["Agent"]
@@ -33,8 +35,9 @@ class Agent:
     """model: any LanguageModel. tools: with different names. system: put before a request's own system text.
 
     A request's params go to the model at every turn, its stop strings included; `tools`, `prompt` and `guide` are
-    refused by name. codec: the form in which calls are looked for in the model's text, besides those it reports.
-    clock: seconds, for tests. The answer is the text of all turns, without calls; `Completion.steps` are the calls.
+    refused by name. prepare: what is done to a user's text before the model sees it. drafts: how many drafts of a call
+    are voted on. codec: the form in which calls are looked for in the model's text, besides those it reports. clock:
+    seconds, for tests. The answer is the text of all turns, without calls; `Completion.steps` are the calls.
     """
 
     def __init__(
@@ -45,6 +48,8 @@ class Agent:
         system: str = "",
         budget: Budget | None = None,
         name: str = "agent",
+        prepare: Callable[[str], str] | None = None,
+        drafts: Drafts | None = None,
         guards: Sequence[Guard] = (),
         journal: Journal | None = None,
         codec: str = "hermes",
@@ -53,12 +58,24 @@ class Agent:
         names = [tool.spec.name for tool in tools]
         if len(set(names)) < len(names):
             raise InputError(f"agent '{name}': two tools are named '{max(names, key=names.count)}', rename one")
-        self.system, self.journal = system, journal
+        self.system, self.journal, self.prepare = system, journal, prepare
         by_name = dict(zip(names, tools, strict=True))
-        self._setup = Setup(model, by_name, budget or Budget(), tuple(guards), get_codec(codec), self._write, clock)
-        below, limits = model.info, self._setup.budget
+        limits = budget or Budget()
+        self._setup = Setup(
+            model, by_name, limits, tuple(guards), get_codec(codec), self._write, clock, drafts or Drafts()
+        )
+        below = model.info
         specs = [spec.to_openai() for spec in self._setup.specs]
-        identity = [below.digest, system, specs, limits.steps, limits.seconds, limits.tool_calls, codec]
+        identity = [
+            below.digest,
+            system,
+            specs,
+            limits.steps,
+            limits.seconds,
+            limits.tool_calls,
+            codec,
+            drafts and drafts.count,
+        ]
         self._info = ModelInfo(
             name, digest_json(identity), below.context_length, below.template_sha256, below.modalities
         )
@@ -122,6 +139,8 @@ class Agent:
         own = messages.pop(0).require_text(name) if messages[0].role == "system" else ""
         if system := "\n\n".join(text for text in (self.system, own) if text):
             messages.insert(0, Message.of("system", system))
+        if self.prepare is not None:
+            messages = [_prepared(message, self.prepare) for message in messages]
         event = {
             "run": uuid.uuid4().hex,
             "kind": "started",
@@ -152,16 +171,23 @@ class Agent:
 
     def _ask(self, runs: Sequence[Run]) -> list[Completion | RiverrunError]:
         """One batch; when the model refuses it, each alone, so that one request too long does not end the others."""
-        requests = [run.ask() for run in runs]
+        asked = [run.drafts(run.ask()) for run in runs]
         try:
-            return list(self._setup.model.generate(requests))
+            answers = iter(self._setup.model.generate([request for drafts in asked for request in drafts]))
+            return [run.keep([next(answers) for _ in drafts]) for run, drafts in zip(runs, asked, strict=True)]
         except RiverrunError as error:
             if len(runs) == 1:
                 return [error]
         out: list[Completion | RiverrunError] = []
-        for request in requests:
+        for run, drafts in zip(runs, asked, strict=True):
             try:
-                out.extend(self._setup.model.generate([request]))
+                out.append(run.keep(self._setup.model.generate(drafts)))
             except RiverrunError as error:
                 out.append(error)
         return out
+
+
+def _prepared(message: Message, prepare: Callable[[str], str]) -> Message:
+    """A user's message with its text prepared; one with other parts stays as it is."""
+    plain = message.role == "user" and all(isinstance(part, Text) for part in message.content)
+    return replace(message, content=(Text(prepare(message.text)),)) if plain and message.text else message

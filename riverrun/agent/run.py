@@ -10,6 +10,7 @@ from typing import Any
 
 from riverrun.agent.answers import Answer
 from riverrun.agent.budget import Budget
+from riverrun.agent.drafts import Drafts
 from riverrun.agent.guard import Guard, Outlet
 from riverrun.agent.state import Event, State
 from riverrun.agent.tool import Tool, clip, effects_of, failure
@@ -39,6 +40,7 @@ class Setup:
     codec: Codec | None
     write: Callable[[Event], None]
     clock: Callable[[], float]
+    drafts: Drafts
 
     @property
     def specs(self) -> tuple[ToolSpec, ...]:
@@ -154,6 +156,15 @@ class Run:
         self.record("asked", final=final, text=_CLOSING[self._language] if final else "")
         return Request(tuple(state.messages), tools=() if final else self.setup.specs, params=state.params)
 
+    def drafts(self, request: Request) -> list[Request]:
+        """The request, in several drafts until a call has brought something."""
+        done = any(not step["is_error"] for step in self.state.steps)
+        return [request] if done else self.setup.drafts.requests(request)
+
+    def keep(self, drafts: Sequence[Completion]) -> Completion:
+        """The draft that goes on."""
+        return self.setup.drafts.choose(drafts, self.opened, self.setup.tools)
+
     def opened(self) -> Answer:
         """An empty answer to the request asked last."""
         specs = self.setup.specs
@@ -204,7 +215,14 @@ class Run:
     def _turn(self, lead: str) -> Iterator[str]:
         """One question to the model; the text as it may be shown, `lead` before it."""
         request, outlet, answer = self.ask(), Outlet(self.setup.guards), self.opened()
+        drafts = self.drafts(request)
         try:
+            if len(drafts) > 1:
+                kept = self.keep(self.setup.model.generate(drafts))
+                self.take(kept)
+                if self.state.texts and not self.state.pending and (shown := self._shown(self.state.texts[-1])):
+                    yield lead + shown
+                return
             with closing(_iterate(self.setup.model.stream(request))) as deltas:
                 for delta in deltas:
                     answer.calls.extend(delta.tool_calls)

@@ -62,7 +62,7 @@ def open_models(
     model = parts.load("model")(model_path, adapter=None, name=spec.name, threads=spec.threads)
     try:
         name = f"{spec.name}-agent"
-        agent = assistant.agent(model, name=name, steps=spec.agent.steps, seconds=spec.agent.seconds)
+        agent = assistant.agent(model, name=name, limits=spec.agent)
         yield Application(spec.name, {spec.name: model, name: agent}, assistant)
     finally:
         model.close()

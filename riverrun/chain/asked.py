@@ -78,6 +78,7 @@ def _synthesise(
         database,
         schema,
         config.model_copy(update=rest),
+        joins=not spec.database.complete_joins,
         language=spec.language,
         seed=spec.seed,
         row_limit=spec.database.row_limit,

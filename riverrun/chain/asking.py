@@ -96,7 +96,12 @@ def _evidence(completion: Completion) -> dict[str, Any]:
         data: Mapping[str, Any] = given if isinstance(given, Mapping) else {}
         failed = str(step.get("content") or "") if step.get("is_error") else ""
         if "sql" in arguments:
-            found |= {"sql": arguments["sql"], "rows": data.get("rows"), "more": data.get("more"), "error": failed}
+            found |= {
+                "sql": data.get("sql") or arguments["sql"],
+                "rows": data.get("rows"),
+                "more": data.get("more"),
+                "error": failed,
+            }
         elif "query" in arguments:
             pages = list(data.get("pages") or ())
             found |= {"page": pages[0] if pages else None, "pages": pages, "error": failed}

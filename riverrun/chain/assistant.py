@@ -5,19 +5,24 @@ One home for what training, evaluation, serving and chatting must share word for
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from riverrun.agent.budget import Budget
+from riverrun.agent.drafts import Drafts
 from riverrun.agent.loop import Agent
 from riverrun.agent.tool import Tool
+from riverrun.agent.tools.mentions import Mentions
 from riverrun.agent.tools.search import SearchTool
 from riverrun.agent.tools.sql import DatabaseTool
 from riverrun.base.errors import nearest
 from riverrun.base.protocols import LanguageModel
 from riverrun.base.types import Document, ToolCall, ToolResult, ToolSpec
-from riverrun.chain.spec import AppSpec
+from riverrun.chain.spec import AgentSpec, AppSpec
+from riverrun.data.names import split_name
+from riverrun.data.schema import Schema, make_joiner, read_schema
+from riverrun.data.shown import without_keys
 
 __all__ = ["Assistant", "make_assistant", "system_text"]
 
@@ -40,6 +45,8 @@ class Assistant:
 
     system: str
     tools: Mapping[str, Tool]
+    prepare: Callable[[str], str] | None = None
+    """What is done to a question before the model sees it: the values that it names are put behind it."""
 
     @property
     def specs(self) -> tuple[ToolSpec, ...]:
@@ -54,12 +61,14 @@ class Assistant:
         result = tool.run(call.arguments)
         return ToolResult(call.id, call.name, result.content, result.is_error, result.data)
 
-    def agent(self, model: LanguageModel, *, name: str, steps: int, seconds: float) -> Agent:
+    def agent(self, model: LanguageModel, *, name: str, limits: AgentSpec) -> Agent:
         return Agent(
             model,
             tuple(self.tools.values()),
             system=self.system,
-            budget=Budget(steps=steps, seconds=seconds),
+            prepare=self.prepare,
+            budget=Budget(steps=limits.steps, seconds=limits.seconds),
+            drafts=Drafts(limits.drafts, limits.temperature),
             name=name,
         )
 
@@ -67,14 +76,35 @@ class Assistant:
 def make_assistant(spec: AppSpec, database: Path, documents: list[Document]) -> Assistant:
     """The assistant over a database and the kept pages; without pages it has no search."""
     limits = spec.database
+    schema = read_schema(database) if limits.complete_joins or limits.mentions else None
+    shown = schema.narrowed(limits.show, limits.deny_columns) if schema is not None else None
     shop = DatabaseTool(
         database,
         deny_columns=limits.deny_columns,
-        show=limits.show,
+        show=without_keys(shown) if shown is not None and limits.complete_joins else limits.show,
+        rewrite=make_joiner(schema).complete if schema is not None and limits.complete_joins else None,
         row_limit=limits.row_limit,
         seconds=limits.seconds,
     )
     tools: list[Tool] = [shop]
     if documents:
         tools.append(SearchTool(documents, top_k=spec.search.top_k, characters=spec.search.characters))
-    return Assistant(system_text(spec.system, shop.schema_text()), {tool.spec.name: tool for tool in tools})
+    prepare = make_mentions(database, shown).note if shown is not None and limits.mentions else None
+    return Assistant(system_text(spec.system, shop.schema_text()), {tool.spec.name: tool for tool in tools}, prepare)
+
+
+def make_mentions(database: Path, schema: Schema) -> Mentions:
+    """The finder of what a question names, over the columns that are shown: names of rows first."""
+    texts = {
+        table.name: [
+            column.name
+            for column in sorted(table.columns, key=lambda column, table=table: column.name not in table.label)  # type: ignore[misc]
+            if column.kind in ("text", "flag")
+        ]
+        for table in schema.tables
+        if not table.view
+    }
+    pairs = [(table.name, *table.label) for table in schema.tables if len(table.label) == 2]
+    numbers = [(t.name, c.name) for t in schema.tables for c in t.columns if c.is_number]
+    nouns = [" ".join(split_name(name)) for t in schema.tables for name in (t.name, *t.by_name)]
+    return Mentions(database, texts, pairs=pairs, numbers=numbers, nouns=nouns)  # type: ignore[arg-type]

@@ -160,7 +160,13 @@ def _write(
     elif pages is not None:
         lines += [f"# No documents{pages.why.removeprefix('; documents are left out')}."]
     lines += ["database:", f"  path: {_scalar(_relative(database, folder))}", *_columns(schema, shown)]
-    lines += [f"  row_limit: {ROW_LIMIT}", *_questions(pages, has_pages), *_training(shown, topics, language)]
+    lines += [
+        "  # Queries may leave out joins, which follow from the keys; values that a question names stand behind it.",
+        "  complete_joins: true",
+        "  mentions: true",
+        f"  row_limit: {ROW_LIMIT}",
+    ]
+    lines += [*_questions(pages, has_pages), *_training(shown, topics, language)]
     return "\n".join(lines) + "\n"
 
 

@@ -100,6 +100,7 @@ def measure_tools(
             execute=assistant.execute,
             system=assistant.system,
             tools=assistant.specs,
+            prepare=assistant.prepare,
             params=SamplingParams(max_tokens=ctx.spec.evaluate.max_tokens),
         )
         return [record.as_dict() for record in records]

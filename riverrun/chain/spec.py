@@ -63,6 +63,11 @@ class DatabaseSpec(Config):
     show: Mapping[str, tuple[str, ...]] = {}
     """Tables and their columns that the system text names and questions are made of; empty means all of them. An empty
     list of columns means all of a table's. What is not shown can still be queried."""
+    complete_joins: bool = False
+    """Whether joins that a query leaves out are completed along the keys; the prompt then names no keys, and
+    synthesised questions have no joins in their SQL."""
+    mentions: bool = False
+    """Whether values of the database that a question names are put behind it, in training as in serving."""
     row_limit: int = Field(default=20, ge=1)
     """Rows a query returns at most."""
     seconds: float = Field(default=5.0, gt=0)
@@ -163,6 +168,10 @@ class AgentSpec(Config):
     """Model turns."""
     seconds: float = Field(default=120.0, gt=0)
     """Wall time."""
+    drafts: int = Field(default=1, ge=1, le=32)
+    """Drafts of a call, of which the one is kept whose result most of them share."""
+    temperature: float = Field(default=0.7, gt=0, le=2)
+    """Of the drafts after the first, which is greedy."""
 
 
 class GatesSpec(Config):

@@ -71,6 +71,7 @@ def build_conversations(
     system: str,
     tools: Sequence[ToolSpec],
     run_tool: RunTool,
+    prepare: Callable[[str], str] | None = None,
     on_skip: OnSkip | None = None,
     answered: float = 1.0,
     answered_pages: float = 1.0,
@@ -82,16 +83,17 @@ def build_conversations(
     a share of `answered` has the answer turn, of the page questions `answered_pages`; the others end with the call,
     which is what is hard to learn.
 
-    SQL goes to the tool with an argument `sql`, page questions go with their own text to the tool with an argument
-    `query`. A page question whose page the search does not bring up ends with its call (`on_skip(question, why)` is
-    told): an answer would teach to speak without evidence. InputError if a tool fails
+    `prepare` is what serving does to a question before the model sees it. SQL goes to the tool with an argument `sql`,
+    page questions go with their own text to the tool with an argument `query`. A page
+    question whose page the search does not bring up ends with its call (`on_skip(question, why)` is told): an answer would teach to speak without evidence. InputError if a tool fails
     or shows other rows than the gold ones.
     """
     out = []
     for question in questions:
         calls = _calls(question, tools)
         start = (Message.of("system", system),) if system else ()
-        messages = (*start, Message.of("user", question.text))
+        asked = prepare(question.text) if prepare is not None else question.text
+        messages = (*start, Message.of("user", asked))
         if not calls:
             messages += (Message.of("assistant", question.reply),)
         else:

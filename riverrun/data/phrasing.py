@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from riverrun.base.config import load_yaml
+from riverrun.data.composition import Composition, Slot
 from riverrun.data.names import (
     concept_of,
     is_person_table,
@@ -25,7 +26,6 @@ from riverrun.data.names import (
     without_identifier,
 )
 from riverrun.data.schema import Column, Schema, Table
-from riverrun.data.shapes import Composition, Slot
 
 __all__ = ["LANGUAGES", "Speech", "wording"]
 
@@ -132,24 +132,34 @@ class Speech:
         out["who"] = str(self.words["who"][0 if is_person_table(item.table.name) else 1]).replace("{t}", noun)
         parent = item.parent
         about = item.column or item.by
-        if item.form == "column" and item.by is not None:
+        if item.form in ("each_year", "each_month"):
+            out["p"] = str(self.words["periods"][item.form])
+        elif item.form == "column" and item.by is not None:
             out["p"] = self.column(item.by, item.table, rng)
+            about = item.column
+        elif item.form == "parent_column" and item.by is not None and parent is not None:
+            out["p"] = self.joined(self.table(parent), self.column(item.by, parent, rng))
             about = item.column
         elif parent is not None:
             known = self.table(parent, rng)
             out["p"] = self.role(item.role) if item.role and (item.form == "own" or rng.random() < 0.6) else known
         if "p" in out:
             out["ps"] = self.many(out["p"])
-            person = parent is not None and is_person_table(parent.name)
+            person = parent is not None and item.form in ("parent", "grand", "own") and is_person_table(parent.name)
             out["who_p"] = str(self.words["who"][0 if person else 1]).replace("{t}", out["p"])
         if item.child is not None:
             child = self.table(item.child, rng)
             out |= {"k": child, "ks": self.many(child)}
         if about is not None:
-            out |= self._column_marks("c", about, item.table, rng)
+            owner = parent if parent is not None and item.op == "parent_fact" else item.table
+            out |= self._column_marks("c", about, owner, rng)
         if item.other is not None:
             out |= self._column_marks("c2", item.other, item.table, rng)
         return out | self._levels(item, rng)
+
+    def joined(self, thing: str, noun: str) -> str:
+        """`customer country`."""
+        return f"{thing}{noun}" if self.language == "zh" else f"{thing} {noun}"
 
     def _column_marks(self, name: str, column: Column, table: Table, rng: random.Random) -> dict[str, str]:
         noun = self.column(column, table, rng)
@@ -158,6 +168,8 @@ class Speech:
     def _levels(self, item: Composition, rng: random.Random) -> dict[str, str]:
         """Total, average, highest; superlatives."""
         out: dict[str, str] = {}
+        if item.op in ("latest", "earliest"):
+            out["g"] = str(self.words["levels"]["dated"][int(item.op == "earliest")][0])
         if item.op in _AGGREGATES:
             out["g"] = str(rng.choice(self.words["aggregates"][item.op]))
         if item.op.startswith(("top", "low")) and item.column is not None:
@@ -170,10 +182,11 @@ class Speech:
 
     def set_phrase(self, item: Composition, split: str, marks: Mapping[str, str], rng: random.Random) -> str:
         """The rows that are spoken of, as a noun phrase."""
-        if item.form not in self.words["sets"] or item.op.startswith(("most", "each", "parent", "lookup")):
+        if item.form not in self.words["sets"] or item.op.startswith(("most", "each", "over", "parent", "lookup")):
             return marks["ts"]
         about = self._about(item)
-        by = dict(marks) | (self._column_marks("c", item.by, item.table, rng) if item.by is not None else {})
+        owner = item.parent if item.form == "parent_equal" and item.parent is not None else item.table
+        by = dict(marks) | (self._column_marks("c", item.by, owner, rng) if item.by is not None else {})
         special = self.words["concepts"].get(about, {}).get(item.form, {}).get(split, ())
         general = self.words["sets"][item.form][split]
         return self._pick(special, general, by, rng)
@@ -202,8 +215,10 @@ class Speech:
         if op == "parent" and item.form == "own":
             about = concept_of(item.role)
         wanted = "lookup" if op == "ambiguous" else op if key != "top_set" else ""
-        special = self.words["concepts"].get(about, {}).get(wanted, {}).get(split, ())
-        return special, self.words["ops"][key][split]
+        said = self.words["concepts"].get(about, {})
+        special = [*said.get(wanted, {}).get(split, ()), *said.get(f"{op}.{item.form}", {}).get(split, ())]
+        on = self.words["asked"].get(f"{op}.{item.form}", {}).get(split, ())
+        return special or on, self.words["ops"][key][split]
 
     def _pick(
         self, special: Sequence[str], general: Sequence[str], marks: Mapping[str, str], rng: random.Random

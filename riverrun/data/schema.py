@@ -19,9 +19,10 @@ from typing import Any, Literal
 
 from riverrun.base.errors import InputError
 from riverrun.base.sql import quote_name
-from riverrun.data.names import is_label_name, same_thing, split_name
+from riverrun.data.names import is_label_name, names_table, same_thing, split_name
+from riverrun.wire.joins import ForeignKey, Joiner
 
-__all__ = ["Column", "ColumnKind", "Link", "Schema", "Table", "read_only", "read_schema"]
+__all__ = ["Column", "ColumnKind", "Link", "Schema", "Table", "make_joiner", "read_only", "read_schema"]
 
 ColumnKind = Literal["integer", "number", "text", "date", "year", "flag", "blob", "empty"]
 
@@ -52,7 +53,8 @@ class Column:
 
     @property
     def sql(self) -> str:
-        return quote_name(self.name)
+        """Its name in a statement; a computed one (declared as `=price * quantity`) is its expression."""
+        return self.declared[1:] if self.declared.startswith("=") else quote_name(self.name)
 
     @property
     def is_number(self) -> bool:
@@ -152,6 +154,13 @@ class Schema:
             and all((link.parent, column) in there for column in link.parent_columns)
         )
         return Schema(tuple(tables), links, self.notes)
+
+
+def make_joiner(schema: Schema) -> Joiner:
+    """The joiner over a schema's links; of two links to one parent the one that is named after it comes first."""
+    links = sorted(schema.links, key=lambda link: not names_table(link.columns[0], link.parent))
+    keys = [ForeignKey(link.table, link.columns, link.parent, link.parent_columns) for link in links]
+    return Joiner({table.name: [column.name for column in table.columns] for table in schema.tables}, keys)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from riverrun.base.sql import quote_name
 from riverrun.data.names import concept_of, is_minor, is_secret
 from riverrun.data.schema import Column, Schema, Table
 
-__all__ = ["ROOM", "Shown", "choose_shown", "estimate_tokens", "schema_line"]
+__all__ = ["ROOM", "Shown", "choose_shown", "estimate_tokens", "schema_line", "without_keys"]
 
 ROOM = 300
 """Estimated tokens for the schema in the system text; a vocabulary of 49k words takes up to a sixth more."""
@@ -32,10 +32,8 @@ class Shown:
     left_out: tuple[str, ...]
     denied: tuple[str, ...]
     """Columns that look like credentials, as `table.column`."""
-
-    @property
-    def tokens(self) -> int:
-        return estimate_tokens(schema_line(self.tables))
+    tokens: int
+    """Estimated, of the line in the system text."""
 
 
 def estimate_tokens(text: str) -> int:
@@ -52,9 +50,23 @@ def schema_line(tables: Mapping[str, Sequence[str]]) -> str:
     return "; ".join(parts)
 
 
+def without_keys(schema: Schema) -> dict[str, tuple[str, ...]]:
+    """Tables with the columns that a query names when its joins are completed: no links, and no numbers that only
+    tell rows apart where these have names. A table that holds nothing else is left out, unless it is alone."""
+    out: dict[str, tuple[str, ...]] = {}
+    for table in schema.tables:
+        hidden = schema.linked(table.name)
+        if table.label:
+            hidden |= {name for name in table.key if table.by_name[name].kind == "integer"} - set(table.label)
+        out[table.name] = tuple(column.name for column in table.columns if column.name not in hidden)
+    kept = {name: columns for name, columns in out.items() if columns}
+    return kept or {table.name: tuple(table.by_name) for table in schema.tables}
+
+
 def choose_shown(schema: Schema, room: int = ROOM) -> Shown:
-    """What is named within about so many tokens; at least one table always is."""
+    """What is named within about so many tokens (keys do not count); at least one table always is."""
     notes: list[str] = []
+    visible = without_keys(schema)
     secrets = tuple(
         f"{t.name}.{c.name}" for t in schema.tables for c in t.columns if is_secret(c.name) and c.name not in t.key
     )
@@ -69,13 +81,13 @@ def choose_shown(schema: Schema, room: int = ROOM) -> Shown:
     for name in [name for name, columns in kept.items() if not columns]:
         notes.append(f"{name}: no column is left to ask about")
         del kept[name]
-    if _length(kept) > room:
+    if _length(kept, visible) > room:
         for name, columns in kept.items():
             minor = [c for c in columns if is_minor(c.name) and (name, c.name) not in used]
             if minor:
                 kept[name] = [column for column in columns if column not in minor]
                 notes.append(f"{name}: {_few([c.name for c in minor])} (rarely asked for, no room)")
-    if _length(kept) > room:
+    if _length(kept, visible) > room:
         for name, columns in kept.items():
             if len(columns) > WIDE:
                 best = sorted(columns, key=lambda c, name=name: -_worth(c, (name, c.name) in used))[:WIDE]  # type: ignore[misc]
@@ -83,14 +95,14 @@ def choose_shown(schema: Schema, room: int = ROOM) -> Shown:
                 notes.append(f"{name}: {len(columns) - WIDE} of its {len(columns)} columns (no room)")
     dropped = []
     for table in sorted(schema.tables, key=lambda table: relevance(schema, table)):
-        if _length(kept) <= room or len(kept) == 1:
+        if _length(kept, visible) <= room or len(kept) == 1:
             break
         if kept.pop(table.name, None) is not None:
             dropped.append(table.name)
     if dropped:
         notes.append(f"{len(dropped)} tables (no room, few rows or links): {_few(dropped)}")
     tables = {name: tuple(column.name for column in columns) for name, columns in kept.items()}
-    return Shown(tables, tuple(notes), secrets)
+    return Shown(tables, tuple(notes), secrets, _length(kept, visible))
 
 
 def relevance(schema: Schema, table: Table) -> float:
@@ -118,5 +130,7 @@ def _few(names: Sequence[str], most: int = 12) -> str:
     return ", ".join(names[:most]) + more
 
 
-def _length(kept: Mapping[str, Sequence[Column]]) -> int:
-    return estimate_tokens(schema_line({name: [column.name for column in columns] for name, columns in kept.items()}))
+def _length(kept: Mapping[str, Sequence[Column]], visible: Mapping[str, Sequence[str]]) -> int:
+    """Estimated tokens of the schema in the prompt."""
+    named = {name: [c.name for c in columns if c.name in visible.get(name, ())] for name, columns in kept.items()}
+    return estimate_tokens(schema_line({name: columns for name, columns in named.items() if columns}))

@@ -24,12 +24,14 @@ from pydantic import Field
 from riverrun.base.config import Config
 from riverrun.base.errors import InputError
 from riverrun.base.sql import quote_literal
+from riverrun.data.composition import Composition, Slot
 from riverrun.data.intents import SPLITS, Split
 from riverrun.data.paraphrase import ParaphraseConfig
 from riverrun.data.phrasing import Speech
 from riverrun.data.questions import Question, format_value, split_of
-from riverrun.data.schema import Schema, read_only
-from riverrun.data.shapes import Composition, Slot, compositions
+from riverrun.data.schema import Schema, make_joiner, read_only
+from riverrun.data.shapes import compositions
+from riverrun.wire.joins import Joiner
 
 __all__ = ["SynthesisConfig", "Synthesised", "synthesise", "talk_questions"]
 
@@ -99,11 +101,19 @@ class Synthesised:
 
 
 def synthesise(
-    database: Path, schema: Schema, config: SynthesisConfig, *, language: str, seed: int, row_limit: int = 20
+    database: Path,
+    schema: Schema,
+    config: SynthesisConfig,
+    *,
+    language: str,
+    seed: int,
+    row_limit: int = 20,
+    joins: bool = True,
 ) -> Synthesised:
     """Database questions for all splits. InputError when the schema offers nothing to ask.
 
-    `row_limit` is the query tool's: a training question with more rows keeps as many as the tool will show.
+    `row_limit` is the query tool's: a training question with more rows keeps as many as the tool will show. `joins`:
+    whether the SQL holds the joins; without, it is what a tool that completes them is given.
     """
     items = compositions(schema)
     if not items:
@@ -111,7 +121,8 @@ def synthesise(
     held = _held_out(items, config.held_out)
     out = Synthesised({split: [] for split in SPLITS}, held)
     with read_only(database) as connection:
-        drawer = _Drawer(connection, Speech(language, schema), config.max_rows, row_limit, seed, config.invented)
+        speech, joiner = Speech(language, schema), make_joiner(schema)
+        drawer = _Drawer(connection, speech, joiner, joins, config.max_rows, row_limit, seed, config.invented)
         for split in SPLITS:
             count = config.count(split)
             wanted = [item for item in items if split != "train" or item.name not in held]
@@ -179,6 +190,8 @@ class _Drawer:
 
     connection: sqlite3.Connection
     speech: Speech
+    joiner: Joiner
+    joins: bool
     max_rows: int
     row_limit: int
     seed: int
@@ -193,7 +206,7 @@ class _Drawer:
         deadline = time.monotonic() + QUERY_SECONDS
         self.connection.set_progress_handler(lambda: time.monotonic() > deadline, 1000)
         try:
-            return self.connection.execute(sql).fetchmany(max(self.max_rows, self.row_limit) + 1)
+            return self.connection.execute(self.joiner.complete(sql)).fetchmany(max(self.max_rows, self.row_limit) + 1)
         except (sqlite3.Error, OverflowError):
             return None
         finally:
@@ -240,7 +253,8 @@ class _Drawer:
             reply = "" if made_up else self._reply(item, kind, rows, shown, rng)
             name = f"none/{item.name}" if kind == "none_found" else item.name
             kept = [list(row) for row in rows[: self.row_limit]]
-            return Question("", text, name, kind, split, sql, None, kept, reply)
+            whole = self.joiner.complete(sql) if self.joins else sql
+            return Question("", text, name, kind, split, whole, None, kept, reply)
         return None
 
     def _good(
@@ -277,6 +291,8 @@ class _Drawer:
                 pool = [row for row in pool if row[0] > rows["v"][0]]
             elif slot.name == "v" and any(other.name == "w" for other in item.slots):
                 pool = pool[:-1]
+            elif slot.name == "u":  # the other of two values
+                pool = [row for row in pool if row != rows["v"]]
             if not pool:
                 return None
             made_up = kind == "none_found" and slot.form == "entity"
@@ -338,7 +354,7 @@ class _Drawer:
     def rows_of(self, sql: str) -> list[tuple[Any, ...]]:
         """All rows of a query for values."""
         with suppress(sqlite3.Error):
-            return self.connection.execute(sql).fetchall()
+            return self.connection.execute(self.joiner.complete(sql)).fetchall()
         return []
 
     # Answers.
@@ -349,10 +365,13 @@ class _Drawer:
         marks = self.speech.marks(item, shown, rng)
         marks["set"] = self.speech.set_phrase(item, "train", marks, rng)
         owner = (
-            item.parent if item.parent is not None and item.op.startswith(("parent", "most", "each")) else item.table
+            item.parent
+            if item.parent is not None and item.op.startswith(("parent", "most", "each", "over"))
+            else item.table
         )
-        says_names = item.op.startswith(("list", "top", "low", "parent", "most", "each", "ambiguous"))
-        is_pair = says_names and item.form != "column" and len(owner.label) == 2
+        says_names = item.op.startswith(("list", "top", "low", "parent", "most", "each", "over", "ambiguous"))
+        whole = item.form not in ("column", "parent_column", "each_year", "each_month") and item.op != "parent_fact"
+        is_pair = says_names and whole and len(owner.label) == 2
         named = [[" ".join(map(str, row[:2])), *row[2:]] if is_pair else row for row in rows[:LISTED]]
         listed = ", ".join(map(_row_text, named))
         if len(rows) > LISTED:
@@ -360,6 +379,7 @@ class _Drawer:
         marks["rows"] = listed
         names = {"lookup": "value", "lookup_two": "two", "parent": "parent", "count": "count", "ambiguous": "ambiguous"}
         names |= dict.fromkeys(("sum", "avg", "max", "min"), "aggregate")
+        names |= {"parent_fact": "value", "latest": "aggregate", "earliest": "aggregate"}
         name = "none" if kind == "none_found" else names.get(item.op, "top" if item.tie else "list")
         return self.speech.reply(name, marks)
 

@@ -110,6 +110,7 @@ def run(
     system: str = "",
     tools: Sequence[ToolSpec] = (),
     params: SamplingParams | None = None,
+    prepare: Callable[[str], str] | None = None,
     sql_tool: str = "query_database",
     page_tool: str = "search_policies",
 ) -> list[Record]:
@@ -117,12 +118,12 @@ def run(
 
     `execute` carries out a call: its result's data hold {"rows": [[...]]} or {"pages": [id, ...]}. It also fetches the
     gold rows. Its row limit must lie above the gold rows' number, or two cut results are compared. An agent brings its
-    own tools and system text: leave both empty. InputError when a gold query fails.
+    own tools, system text and preparation of questions: leave all empty. InputError when a gold query fails.
     """
     prompts = (Message.of("system", system),) if system else ()
     requests = [
         Request(
-            messages=(*prompts, Message.of("user", question.text)),
+            messages=(*prompts, Message.of("user", prepare(question.text) if prepare else question.text)),
             tools=tuple(tools),
             params=params or SamplingParams(max_tokens=192),
         )

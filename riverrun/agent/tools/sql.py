@@ -13,7 +13,7 @@ import math
 import re
 import sqlite3
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,8 @@ class DatabaseTool:
 
     path: an SQLite file, else InputError. deny_columns: "email" or "customers.email". show: the tables and columns that
     `schema_text` names (all, when empty); what it leaves out can be queried. seconds: wall time of one query,
-    waiting for locks included. characters: longest content. data = {"columns", "rows", "more"}.
+    waiting for locks included. characters: longest content. rewrite: what is done to a query before it runs (missing
+    joins completed, say). data = {"columns", "rows", "more", "sql"}, sql as it was run.
     Thread-safe: each query has its own connection.
     """
 
@@ -51,6 +52,7 @@ class DatabaseTool:
         row_limit: int = 20,
         seconds: float = 2.0,
         characters: int = 1500,
+        rewrite: Callable[[str], str] | None = None,
         name: str = "query_database",
         description: str = "Run one read-only SQL SELECT on the database.",
     ) -> None:
@@ -60,6 +62,7 @@ class DatabaseTool:
                 f"got {row_limit}, {seconds} and {characters}"
             )
         self.path, self.row_limit, self.seconds, self.characters = Path(path), row_limit, seconds, characters
+        self.rewrite = rewrite or (lambda sql: sql)
         self.tables = _read_schema(self.path)
         self._denied = _denied(deny_columns, self.tables, self.path)
         self._shown = _shown(show or {}, self.tables, self.path)
@@ -79,10 +82,12 @@ class DatabaseTool:
         name = self.spec.name
         try:
             sql = self._arguments.check(arguments)["sql"]
+            if len(sql) <= SQL_CHARACTERS:
+                sql = self.rewrite(sql)
             columns, rows, more = self._query(sql)
         except ToolError as error:
             return failure(name, str(error))
-        data = {"columns": columns, "rows": rows, "more": more}
+        data = {"columns": columns, "rows": rows, "more": more, "sql": sql}
         return ToolResult("", name, self._content(columns, rows, more), data=data)
 
     def _query(self, sql: str) -> tuple[list[str], list[list[Any]], bool]:

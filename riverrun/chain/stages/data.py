@@ -132,6 +132,7 @@ class Data:
             system=assistant.system,
             tools=assistant.specs,
             run_tool=assistant.execute,
+            prepare=assistant.prepare,
             on_skip=lambda question, why: skipped.append((question, why)),
             answered=spec.data.answered,
             answered_pages=spec.data.answered_pages,

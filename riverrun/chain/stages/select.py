@@ -137,6 +137,7 @@ def _score(ctx: Context, accepted: Sequence[tuple[Candidate, dict[str, Any]]], w
                 execute=assistant.execute,
                 system=assistant.system,
                 tools=assistant.specs,
+                prepare=assistant.prepare,
                 params=SamplingParams(max_tokens=spec.evaluate.max_tokens),
             )
         row["dev_score"] = tooltasks.score(records).as_dict()["success"]

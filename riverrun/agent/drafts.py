@@ -1,14 +1,16 @@
 """Several drafts of a turn and one that is kept: calls that only read are carried out, and what they bring is voted on.
 
 Self-consistency (arXiv 2203.11171) over results instead of words: two queries that are written differently and bring
-the same rows are one vote. A call that fails gives way to one that does not, an empty result to a filled one that has
-half as many votes. The first draft is the greedy one; it wins ties.
+the same rows are one vote. A call that fails gives way to one that does not; a vote for an empty result counts half,
+and one that leaves out a value found in the question (`tools.mentions` puts them behind it, in quotes) counts less. The
+first draft is the greedy one; it wins ties.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from riverrun.agent.answers import Answer
@@ -21,6 +23,10 @@ __all__ = ["Drafts"]
 
 EMPTY = 0.5
 """What a vote for an empty result counts."""
+FORGOTTEN = 0.3
+"""What a vote counts that uses none of the values which the question names."""
+_NOTE = re.compile(r"\n\(([^\n]*)\)$")
+_QUOTED = re.compile(r"'((?:[^']|'')+)'")
 
 
 @dataclass(frozen=True)
@@ -46,15 +52,17 @@ class Drafts:
         return [request, *(replace(request, params=params) for params in sampled)]
 
     def choose(
-        self, drafts: Sequence[Completion], opened: Callable[[], Answer], tools: Mapping[str, Tool]
+        self, drafts: Sequence[Completion], asked: str, opened: Callable[[], Answer], tools: Mapping[str, Tool]
     ) -> Completion:
-        """The draft that is kept; its usage is that of all of them."""
+        """The draft that is kept; its usage is that of all of them. asked: the user's text with its note."""
         if len(drafts) == 1:
             return drafts[0]
+        note = _NOTE.search(asked)
+        named = {value.replace("''", "'").strip("%").lower() for value in _QUOTED.findall(note[1] if note else "")}
         votes: dict[str, float] = {}
         firsts: dict[str, Completion] = {}
         for draft in drafts:
-            key, weight = _outcome(draft, opened(), tools)
+            key, weight = _outcome(draft, opened(), tools, named)
             firsts.setdefault(key, draft)
             votes[key] = votes.get(key, 0.0) + weight
         best = max(votes, key=votes.__getitem__)  # of equal ones the first
@@ -62,7 +70,7 @@ class Drafts:
         return replace(firsts[best], usage=usage)
 
 
-def _outcome(draft: Completion, answer: Answer, tools: Mapping[str, Tool]) -> tuple[str, float]:
+def _outcome(draft: Completion, answer: Answer, tools: Mapping[str, Tool], named: Collection[str]) -> tuple[str, float]:
     """What a draft comes to, as a key for equal ones, and what its vote counts."""
     answer.calls.extend(draft.message.tool_calls)
     answer.feed(draft.message.text)
@@ -83,6 +91,9 @@ def _outcome(draft: Completion, answer: Answer, tools: Mapping[str, Tool]) -> tu
             return "error", 0.0
         found.append(_brought(call, result))
     weight = EMPTY if all(empty for _, empty in found) else 1.0
+    said = " ".join(str(value) for call in answer.calls for value in call.arguments.values()).replace("''", "'").lower()
+    if named:
+        weight *= FORGOTTEN + (1 - FORGOTTEN) * sum(value in said for value in named) / len(named)
     return json.dumps([key for key, _ in found], ensure_ascii=False, default=str), weight
 
 

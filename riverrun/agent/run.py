@@ -163,7 +163,8 @@ class Run:
 
     def keep(self, drafts: Sequence[Completion]) -> Completion:
         """The draft that goes on."""
-        return self.setup.drafts.choose(drafts, self.opened, self.setup.tools)
+        asked = next((m.text for m in reversed(self.state.messages) if m.role == "user"), "")
+        return self.setup.drafts.choose(drafts, asked, self.opened, self.setup.tools)
 
     def opened(self) -> Answer:
         """An empty answer to the request asked last."""

@@ -20,7 +20,7 @@ from riverrun.base.errors import nearest
 from riverrun.base.protocols import LanguageModel
 from riverrun.base.types import Document, ToolCall, ToolResult, ToolSpec
 from riverrun.chain.spec import AgentSpec, AppSpec
-from riverrun.data.names import split_name
+from riverrun.data.names import other_words, split_name
 from riverrun.data.schema import Schema, make_joiner, read_schema
 from riverrun.data.shown import without_keys
 
@@ -107,4 +107,5 @@ def make_mentions(database: Path, schema: Schema) -> Mentions:
     pairs = [(table.name, *table.label) for table in schema.tables if len(table.label) == 2]
     numbers = [(t.name, c.name) for t in schema.tables for c in t.columns if c.is_number]
     nouns = [" ".join(split_name(name)) for t in schema.tables for name in (t.name, *t.by_name)]
-    return Mentions(database, texts, pairs=pairs, numbers=numbers, nouns=nouns)  # type: ignore[arg-type]
+    synonyms = other_words([(t.name, list(t.by_name)) for t in schema.tables])
+    return Mentions(database, texts, pairs=pairs, numbers=numbers, nouns=nouns, synonyms=synonyms)  # type: ignore[arg-type]

@@ -26,7 +26,7 @@ from riverrun.data.schema import Schema, read_schema
 from riverrun.data.shown import Shown, choose_shown
 from riverrun.data.synthesis import SynthesisConfig
 
-__all__ = ["Draft", "draft_app", "write_draft"]
+__all__ = ["Draft", "draft_app", "system_lines", "write_draft"]
 
 CANDIDATE = "smollm2-135m-instruct"
 ROW_LIMIT = 50
@@ -148,7 +148,7 @@ def _write(
         f"name: {name}",
         f"language: {language}",
         "system: |",
-        *(f"  {line}" for line in _system(name, topics, has_pages, language)),
+        *(f"  {line}" for line in system_lines(name, topics, has_pages, language)),
         "  {schema}",
         f"candidates: {_flow(names)}",
     ]
@@ -188,7 +188,7 @@ def _found(schema: Schema) -> list[str]:
     return lines + [f"#   {_comment(note)}" for note in schema.notes[:10]]
 
 
-def _system(name: str, topics: str, has_pages: bool, language: str) -> list[str]:
+def system_lines(name: str, topics: str, has_pages: bool, language: str) -> list[str]:
     if language == "zh":
         lines = [f"你是 {name} 的助手。查询数据({topics})用 query_database。"]
         return [*lines, "查询页面内容用 search_policies。"] if has_pages else lines

@@ -84,9 +84,9 @@ def build_conversations(
     which is what is hard to learn.
 
     `prepare` is what serving does to a question before the model sees it. SQL goes to the tool with an argument `sql`,
-    page questions go with their own text to the tool with an argument `query`. A page
-    question whose page the search does not bring up ends with its call (`on_skip(question, why)` is told): an answer would teach to speak without evidence. InputError if a tool fails
-    or shows other rows than the gold ones.
+    page questions go with their own text to the tool with an argument `query`. A page question whose page the search
+    does not bring up ends with its call (`on_skip(question, why)` is told): an answer would teach to speak without
+    evidence. InputError if a tool fails or shows other rows than the gold ones.
     """
     out = []
     for question in questions:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from riverrun.base.config import load_yaml
+from riverrun.base.sql import quote_name
 
 __all__ = [
     "concept_of",
@@ -19,6 +20,7 @@ __all__ = [
     "is_secret",
     "lexicon",
     "names_table",
+    "other_words",
     "plural",
     "same_thing",
     "say_column",
@@ -236,3 +238,23 @@ def is_personal(name: str) -> bool:
 def is_minor(name: str) -> bool:
     """Columns that are rarely asked for."""
     return _matches(" ".join(split_name(name)), lexicon()["minor"]) > 0
+
+
+def other_words(tables: Sequence[tuple[str, Sequence[str]]]) -> dict[str, list[str]]:
+    """Words that a person may say for a table or column of another name: `client` for owners, `pay` for vets.salary.
+
+    tables: (name, columns). A word that would stand for more than two things is left out.
+    """
+    found: dict[str, list[str]] = {}
+    for table, columns in tables:
+        thing = " ".join(_table_words(table))
+        for group in lexicon()["alike"]:
+            if thing in group or thing.split()[-1] in group:
+                for word in group:
+                    found.setdefault(word, []).append(quote_name(table))
+        for column in columns:
+            concept = concept_of(column)
+            for word in lexicon()["concepts"].get(concept, ()):
+                if " " not in word:
+                    found.setdefault(str(word), []).append(f"{quote_name(table)}.{quote_name(column)}")
+    return {word: names for word, names in found.items() if len(names) <= 2}

@@ -19,7 +19,7 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
-from riverrun.agent.tools.words import stem
+from riverrun.agent.tools.words import STOP_WORDS, stem
 from riverrun.base.sql import quote_literal, quote_name
 
 __all__ = ["Mention", "Mentions"]
@@ -30,8 +30,11 @@ CHARACTERS = 80
 """Longer values are texts, not names."""
 VOCABULARY = 200
 """A column with at most so many values is a vocabulary: its values are known without a capital letter."""
+STATUSES = 12
+"""A column with at most so many values may have common words among them: a status, a size."""
 SHOWN = 4
 """Things named in one note, and columns named for one thing."""
+_NEVER = STOP_WORDS | {"yes", "no", "not", "none", "all", "first", "last", "more", "most", "one", "other", "now"}
 _TOKEN = re.compile(r"[\u3400-\u9fff]|[^\W_\u3400-\u9fff]+")
 _MONTHS = [
     *("january", "february", "march", "april", "may", "june"),
@@ -103,7 +106,8 @@ class _Index:
 
 class Mentions:
     """columns: table -> the columns whose values are looked for, names of things first. pairs: (table, first, last)
-    columns of people's names. numbers: (table, column) of numbers, whose unit is read from the name."""
+    columns of people's names. numbers: (table, column) of numbers, whose unit is read from the name. nouns: the
+    words of the schema's own names. synonyms: other words -> the tables and columns they may mean."""
 
     def __init__(
         self,
@@ -113,9 +117,11 @@ class Mentions:
         pairs: Sequence[tuple[str, str, str]] = (),
         numbers: Sequence[tuple[str, str]] = (),
         nouns: Sequence[str] = (),
+        synonyms: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         self.path, self.columns, self.pairs = Path(path), columns, tuple(pairs)
         self.nouns = frozenset(stem(word) for noun in nouns for word in _tokens(noun))
+        self.synonyms = {stem(word): tuple(names) for word, names in (synonyms or {}).items()}
         self.units = [(unit, table, column) for table, column in numbers if (unit := _unit_of(column))]
         self._lock = threading.Lock()
         self._seen: tuple[int, int] | None = None
@@ -124,8 +130,19 @@ class Mentions:
     def note(self, question: str) -> str:
         """The question, and behind it in brackets what it names; the question alone when that is nothing."""
         measured, rest = self._measured(question)
-        found = [*map(_said, self.find(rest)), *measured]
+        mentions = self.find(rest)
+        found = [*map(_said, mentions), *measured, *self._meant(rest, mentions)]
         return f"{question}\n({'; '.join(found)})" if found else question
+
+    def _meant(self, question: str, mentions: Sequence[Mention]) -> list[str]:
+        """`pay: vets.salary`, for words that stand for a table or column under another name."""
+        out: dict[str, str] = {}
+        for match in _TOKEN.finditer(_plain(question)):
+            names = self.synonyms.get(stem(match[0]), ())
+            inside = any(mention.start <= match.start() < mention.end for mention in mentions)
+            if names and not inside and stem(match[0]) not in self.nouns:
+                out.setdefault(match[0], f"{match[0]}: {', '.join(names)}")
+        return list(out.values())[:SHOWN]
 
     def _measured(self, question: str) -> tuple[list[str], str]:
         """Days, months and amounts as the database writes them, and the question without them."""
@@ -242,7 +259,7 @@ class _Look:
                 places: Sequence[_Place] = self.index.whole.get(" ".join(run), ())
                 if places and size == 1:
                     places = self._single(start, run[0], places)
-                elif all(token in _common() for token in run):
+                elif all(token in _NEVER for token in run):
                     places = ()
                 if places:
                     out += self._take(start, size, places[:SHOWN])
@@ -254,8 +271,10 @@ class _Look:
 
     def _single(self, at: int, token: str, places: Sequence[_Place]) -> Sequence[_Place]:
         """Of a single word: a plain one counts where it is one of few values, not as one of thousands of titles."""
-        if token.isdigit() or len(token) == 1 or token in _common() or stem(token) in self.nouns:
+        if token.isdigit() or len(token) == 1 or token in _NEVER:
             return ()
+        if token in _common() or stem(token) in self.nouns:  # `open`, `paid`: a status
+            return [p for p in places if self.index.sizes[p[0][:2]] <= STATUSES]
         return places if self._named(at) else [p for p in places if self.index.sizes[p[0][:2]] <= VOCABULARY]
 
     def _named(self, at: int) -> bool:
@@ -343,7 +362,9 @@ def _nearby(word: str) -> Iterator[str]:
 def _endings(word: str) -> Iterator[str]:
     """`germans`, `brazilian`, `rocks` -> what they may be made from."""
     yield word + "y"
-    for ending in ("s", "es", "n", "an", "ian", "ish", "ese", "ns", "ans", "ians"):
+    if word.endswith("s"):
+        yield word[:-1]
+    for ending in ("es", "n", "an", "ian", "ish", "ese", "ns", "ans", "ians"):
         if word.endswith(ending) and len(word) - len(ending) >= 4:
             yield word.removesuffix(ending)
             yield word.removesuffix(ending) + "y"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
-__all__ = ["sentences", "stem", "words"]
+__all__ = ["STOP_WORDS", "sentences", "stem", "words"]
 
 _TOKEN = re.compile(r"[\u3400-\u9fff\uf900-\ufaff\u3040-\u30ff]+|[^\W_]+(?:['’][^\W_]+)*")
 _CJK = re.compile(r"[\u3040-\u9fff\uf900-\ufaff]")
@@ -15,14 +15,14 @@ a about am an and are as at be been but by can could did do does for from get ha
 me my of on or our please shall she should so some tell than that the their them there these they this those to
 us was we were what when where which who whom whose why will with would you your
 """
-_STOP = frozenset(_STOP_WORDS.split())
+STOP_WORDS = frozenset(_STOP_WORDS.split())
 
 
 def words(text: str) -> list[str]:
     """The terms of a text, in order. A text of stop words only keeps them."""
     found = _TOKEN.findall(unicodedata.normalize("NFKC", text).lower())
     terms = [term for token in found for term in _terms(token)]
-    kept = [term for term in terms if term not in _STOP]
+    kept = [term for term in terms if term not in STOP_WORDS]
     return [term if _CJK.match(term) else stem(term) for term in kept or terms]
 
 

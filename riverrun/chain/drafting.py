@@ -138,11 +138,13 @@ def _write(
     """The YAML text."""
     names = [candidate if not is_path(candidate) else _relative(Path(candidate), folder) for candidate in candidates]
     has_pages = pages is not None and pages.kept > 0
-    topics = topics_of(schema.narrowed(shown.tables), language)
+    topics = _comment(topics_of(schema.narrowed(shown.tables), language))
     lines = [
-        f"# {name}: drafted by `riverrun init` from {database.name}"
-        + (f" and {pages.folder.name}/" if pages else "")
-        + ".",
+        _comment(
+            f"# {name}: drafted by `riverrun init` from {database.name}"
+            + (f" and {pages.folder.name}/" if pages else "")
+            + "."
+        ),
         f"# Run it: riverrun run {name}. Every line may be changed; docs/app-yaml.md lists all keys.",
         *_found(schema),
         f"name: {name}",
@@ -173,7 +175,8 @@ def _found(schema: Schema) -> list[str]:
         f"# Found: {len(schema.tables) - views} tables, {views} views, {sum(t.rows for t in schema.tables)} rows, "
         f"{len(schema.links) - len(inferred)} declared links, {len(inferred)} inferred from names and values."
     ]
-    lines += [f"#   {link.table}.{'+'.join(link.columns)} -> {link.parent} (inferred)" for link in inferred[:20]]
+    links = [f"{link.table}.{'+'.join(link.columns)} -> {link.parent} (inferred)" for link in inferred[:20]]
+    lines += [f"#   {_comment(link)}" for link in links]
     unnamed = [table.name for table in schema.tables if table.rows and not table.handle]
     if empty:
         lines.append(f"#   empty, only counted: {_comment(', '.join(empty[:20]))}")
@@ -265,5 +268,5 @@ def _flow(values: Sequence[str]) -> str:
 
 
 def _comment(text: str) -> str:
-    """Text that cannot leave its comment."""
-    return " ".join(text.split())
+    """Text that cannot leave its line, without what YAML does not take."""
+    return "".join(letter for letter in " ".join(text.split()) if letter.isprintable())

@@ -220,7 +220,8 @@ class _Reader:
 
     def _table(self, name: str, view: bool) -> Table | None:
         try:
-            described = self.rows("SELECT name, type, pk FROM pragma_table_info(?) ORDER BY cid", (name,))
+            columns_of = "SELECT name, type, pk FROM pragma_table_xinfo(?) WHERE hidden != 1 ORDER BY cid"
+            described = self.rows(columns_of, (name,))
             rows = int(self.rows(f"SELECT COUNT(*) FROM {quote_name(name)}")[0][0])
             columns = tuple(self._column(name, column, str(kind or ""), rows) for column, kind, _ in described)
         except sqlite3.Error as error:

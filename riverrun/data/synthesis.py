@@ -7,6 +7,7 @@ order depends on equal values are not asked for. Pages, small talk and questions
 
 from __future__ import annotations
 
+import math
 import random
 import re
 import sqlite3
@@ -105,7 +106,7 @@ def synthesise(
 
     `row_limit` is the query tool's: a training question with more rows keeps as many as the tool will show.
     """
-    items = compositions(schema)
+    items = compositions(_without_marks(schema))
     if not items:
         raise InputError(f"{database} offers nothing to ask: no table with columns is shown")
     held = _held_out(items, config.held_out)
@@ -126,6 +127,13 @@ def synthesise(
     if not out.questions["train"]:
         raise InputError(f"{database} gave no question: its tables hold too few rows that can be named or counted")
     return out
+
+
+def _without_marks(schema: Schema) -> Schema:
+    """The schema without names that hold braces: they would be read as the marks of a sentence."""
+    plain = {t.name: [c.name for c in t.columns if not {*c.name} & {*"{}"}] for t in schema.tables}
+    wanted = {table: columns for table, columns in plain.items() if columns and not {*table} & {*"{}"}}
+    return schema.narrowed(wanted) if wanted else Schema(())
 
 
 def _held_out(items: Sequence[Composition], share: float) -> frozenset[str]:
@@ -399,7 +407,7 @@ def _sayable(value: Any) -> bool:
 
 def _thresholds(values: Sequence[Any], factor: int) -> list[tuple[Any, ...]]:
     """Round numbers between the tenth and the ninetieth part of the values, in units of `factor`."""
-    numbers = sorted(value / factor for value in values if isinstance(value, int | float))
+    numbers = sorted(value / factor for value in values if isinstance(value, int | float) and math.isfinite(value))
     if len(numbers) < 2 or numbers[0] == numbers[-1]:
         return []
     whole = all(value == int(value) for value in numbers) or factor > 1

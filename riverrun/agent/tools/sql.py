@@ -244,11 +244,12 @@ def _read_schema(path: Path) -> dict[str, list[str]]:
 
 
 def _columns(connection: sqlite3.Connection, table: str) -> list[str]:
-    """The columns of a table or view; none for a view whose tables are not there."""
+    """The columns of a table or view, generated ones too; none for a view that leads nowhere or back to itself."""
+    query = "SELECT name FROM pragma_table_xinfo(?) WHERE hidden != 1"  # 1: hidden columns of virtual tables
     try:
-        return [row[0] for row in connection.execute("SELECT name FROM pragma_table_info(?)", (table,))]
+        return [row[0] for row in connection.execute(query, (table,))]
     except sqlite3.OperationalError as error:
-        if "no such" in str(error):
+        if "no such" in str(error) or "circularly" in str(error):
             return []
         raise
 

@@ -65,6 +65,8 @@ def draft_app(
     path = _database_path(database)
     schema = read_schema(path)
     shown = choose_shown(schema)
+    if not shown.tables:
+        raise InputError(f"{path} holds nothing to ask about ({'; '.join(shown.left_out[:5])}): give another database")
     pages = _read_pages(documents, language) if documents is not None else None
     text = _write(name, folder, path, schema, shown, pages, language, candidates or (CANDIDATE,))
     build_config(AppSpec, yaml.safe_load(text), origin="the drafted app.yaml")
@@ -178,6 +180,9 @@ def _found(schema: Schema) -> list[str]:
     links = [f"{link.table}.{'+'.join(link.columns)} -> {link.parent} (inferred)" for link in inferred[:20]]
     lines += [f"#   {_comment(link)}" for link in links]
     unnamed = [table.name for table in schema.tables if table.rows and not table.handle]
+    days = [f"{t.name}.{c.name} ({c.moment})" for t in schema.tables for c in t.columns if c.moment]
+    if days:
+        lines.append(f"#   days not written year-month-day, asked for as they stand: {_comment(', '.join(days[:20]))}")
     if empty:
         lines.append(f"#   empty, only counted: {_comment(', '.join(empty[:20]))}")
     if unnamed:

@@ -24,7 +24,7 @@ from pydantic import Field
 
 from riverrun.base.config import Config
 from riverrun.base.errors import InputError
-from riverrun.base.sql import quote_literal
+from riverrun.base.sql import VALUE_BYTES, quote_literal
 from riverrun.data.intents import SPLITS, Split
 from riverrun.data.paraphrase import ParaphraseConfig
 from riverrun.data.phrasing import Speech
@@ -56,6 +56,8 @@ TRIES = 60
 LIMITS: Mapping[str, Sequence[int]] = {"train": (3, 5, 10), "dev": (2, 4, 5), "sealed": (3, 4, 5)}
 QUERY_SECONDS = 2.0
 ENTITY_CHARACTERS = 60
+_ENDLESS = (math.inf, -math.inf)
+"""The query tool shows them as NULL."""
 LISTED = 10
 """Rows that an answer names."""
 
@@ -112,6 +114,7 @@ def synthesise(
     held = _held_out(items, config.held_out)
     out = Synthesised({split: [] for split in SPLITS}, held)
     with read_only(database) as connection:
+        connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, VALUE_BYTES)  # as the query tool does
         drawer = _Drawer(connection, Speech(language, schema), config.max_rows, row_limit, seed, config.invented)
         for split in SPLITS:
             count = config.count(split)
@@ -261,7 +264,7 @@ class _Drawer:
             return False
         if any(all(value is None for value in row) for row in rows):
             return False
-        if any(isinstance(value, bytes) for row in rows for value in row):
+        if any(isinstance(value, bytes) or value in _ENDLESS for row in rows for value in row):
             return False
         if item.op == "count" and rows[0][0] == 0 and item.form != "all" and item.table.rows:
             return False

@@ -255,7 +255,7 @@ def dates() -> Rows:
     """Days and times in the forms that people and programs write them."""
     yield (
         "CREATE TABLE visits (id INTEGER PRIMARY KEY, guest TEXT, iso TEXT, stamp TEXT, european TEXT, american TEXT, "
-        "german TEXT, seconds INTEGER, millis INTEGER, digits INTEGER, time_only TEXT, month_only TEXT)",
+        "german TEXT, seconds_at INTEGER, millis_ts INTEGER, digits INTEGER, time_only TEXT, month_only TEXT)",
         [],
     )
     rows = []
@@ -408,7 +408,7 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     "garbage": (garbage, "is not an SQLite database"),
     "broken": (broken, "is not a readable SQLite database"),
     "cut": (cut, "is not a readable SQLite database"),
-    "only_bytes": (only_bytes, "no column"),
+    "only_bytes": (only_bytes, "nothing to ask about"),
     "folder": (folder, "is a folder"),
 }
 """What makes a file that is refused, and words of the sentence."""

@@ -451,7 +451,7 @@ def mutations(count: int, seed: int) -> list[str]:
     """So many changed attempts: tokens taken out, doubled, swapped, replaced; statements put into each other."""
     rng = random.Random(f"{seed}/mutations")
     texts = [sql for _, sql in ATTEMPTS if len(sql) < 5000]
-    out = []
+    out: list[str] = []
     while len(out) < count:
         sql = rng.choice(texts)
         for _ in range(rng.randint(1, 3)):

@@ -237,8 +237,8 @@ def _read_schema(path: Path) -> tuple[dict[str, list[str]], list[str]]:
                 "SELECT name, type = 'table' AND rootpage = 0 FROM sqlite_master "
                 "WHERE type IN ('table', 'view') AND substr(name, 1, 7) != 'sqlite_'"
             )
-            found = connection.execute(query).fetchall()
-            described = {name: _columns(connection, name) for name, _ in found}
+            names = connection.execute(query).fetchall()
+            described = {name: _columns(connection, name) for name, _ in names}
             tables = {name: columns for name, columns in described.items() if columns}
         finally:
             connection.close()
@@ -246,7 +246,7 @@ def _read_schema(path: Path) -> tuple[dict[str, list[str]], list[str]]:
         raise InputError(f"{path} is not a readable SQLite database ({error}): check or rebuild the file") from None
     if not tables:
         raise InputError(f"{path} holds no tables: give a database with data")
-    return tables, [name for name, virtual in found if virtual and name in tables]
+    return tables, [name for name, virtual in names if virtual and name in tables]
 
 
 def _columns(connection: sqlite3.Connection, table: str) -> list[str]:

@@ -51,13 +51,15 @@ def chinook() -> Path:
 def exact(gold: Rows, rows: Rows | None, gold_sql: str = "") -> bool:
     """The gold rows, or their first column (what was asked), stand in the answer's rows: as a whole or as a column.
 
+    An answer with as many columns as the gold must be it wholly: a right name beside a wrong figure is wrong.
     Numbers and texts may stand in either order, two columns of one kind may not. Where one side's fractions are rounded
     to what the gold query rounds to (two decimals, if it does not), the other's may be unrounded.
     """
     if rows is None:
         return False
-    columns = [[[row[i]] for row in rows] for i in range(len(rows[0]))] if rows else []
-    wanted = [gold, [[row[0]] for row in gold]]
+    wide = bool(rows and gold) and len(rows[0]) == len(gold[0]) > 1
+    columns = [[[row[i]] for row in rows] for i in range(len(rows[0]))] if rows and not wide else []
+    wanted = [gold] if wide else [gold, [[row[0]] for row in gold]]
     said = _ROUND.findall(gold_sql)
     places = max(map(int, said)) if said else 2
     return any(_same(one, other, places) for one in wanted for other in [rows, *columns])

@@ -1,6 +1,7 @@
 """Any business: a database that nobody prepared, through `init`, `run` and `ask`, without editing a file.
 
-`python -m bench.any_business [--quick] [--peers none] [--json FILE] [--run FOLDER] [--documents DIR]`. The database is
+`python -m bench.any_business [--quick] [--peers none] [--json FILE] [--run FOLDER] [--documents DIR] [--only PART]`.
+Parts: chinook, hostile (databases nobody tidied up), sql (attacks on the query tool). The database is
 Chinook in RIVERRUN_SHARED (../shared); the sixty questions in a person's words (`parts/own_questions.jsonl`, with their
 SQL) were written without sight of the templates. Peers do not apply. `--quick` asks the questions of a finished run
 (--run) and makes none.
@@ -9,7 +10,9 @@ SQL) were written without sight of the templates. Peers do not apply. `--quick` 
 from __future__ import annotations
 
 import json
+import math
 import os
+import re
 import shutil
 import sqlite3
 import sys
@@ -19,7 +22,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from bench.common import ROOT, Done, Row, home, main_of, parser, read_options, run, say, table, write_report
+from bench.common import ROOT, Done, Options, Row, home, main_of, parser, read_options, run, say, table, write_report
+from bench.parts import hostile, sql_attacks
 from bench.parts.machine import machine
 from riverrun.base.errors import InputError, RiverrunError
 from riverrun.evaluate.tooltasks import same_rows
@@ -30,6 +34,8 @@ MINUTES = "Chinook through init, unedited: minutes to its report"
 SEALED = "Chinook through init, unedited: sealed task success"
 OWN = "60 questions of one's own about Chinook, in a person's words: exact"
 QUESTIONS = Path(__file__).parent / "parts" / "own_questions.jsonl"
+Rows = Sequence[Sequence[Any]]
+_ROUND = re.compile(r"round\s*\(.*?,\s*(\d)\s*\)", re.IGNORECASE | re.DOTALL)
 CLI = [sys.executable, "-m", "riverrun.cli.main"]
 
 
@@ -42,13 +48,49 @@ def chinook() -> Path:
     return path
 
 
-def exact(gold: Sequence[Sequence[Any]], rows: Sequence[Sequence[Any]] | None) -> bool:
-    """The gold rows, or their first column (what was asked), stand in the answer's rows: as a whole or as a column."""
+def exact(gold: Rows, rows: Rows | None, gold_sql: str = "") -> bool:
+    """The gold rows, or their first column (what was asked), stand in the answer's rows: as a whole or as a column.
+
+    An answer with as many columns as the gold must be it wholly: a right name beside a wrong figure is wrong.
+    Numbers and texts may stand in either order, two columns of one kind may not. Where one side's fractions are rounded
+    to what the gold query rounds to (two decimals, if it does not), the other's may be unrounded.
+    """
     if rows is None:
         return False
-    columns = [[[row[i]] for row in rows] for i in range(len(rows[0]))] if rows else []
-    wanted = [gold, [[row[0]] for row in gold]]
-    return any(same_rows(one, other) for one in wanted for other in [rows, *columns])
+    wide = bool(rows and gold) and len(rows[0]) == len(gold[0]) > 1
+    columns = [[[row[i]] for row in rows] for i in range(len(rows[0]))] if rows and not wide else []
+    wanted = [gold] if wide else [gold, [[row[0]] for row in gold]]
+    said = _ROUND.findall(gold_sql)
+    places = max(map(int, said)) if said else 2
+    return any(_same(one, other, places) for one in wanted for other in [rows, *columns])
+
+
+def _same(gold: Rows, rows: Rows, places: int) -> bool:
+    gold, rows = _by_kind(gold), _by_kind(rows)
+    if same_rows(gold, rows):
+        return True
+    if not any(isinstance(value, float) for row in gold for value in row):
+        return False
+    short, shorter = _rounded(gold, places), _rounded(rows, places)
+    return (short == gold or shorter == rows) and same_rows(short, shorter)
+
+
+def _by_kind(rows: Rows) -> Rows:
+    """Columns of text first, then columns of numbers, each in their order."""
+    numbers = [all(isinstance(value, int | float | None) for value in column) for column in zip(*rows, strict=True)]
+    order = sorted(range(len(numbers)), key=numbers.__getitem__)
+    return [[row[place] for place in order] for row in rows]
+
+
+def _rounded(rows: Rows, places: int) -> Rows:
+    """Fractions rounded as SQLite does, halves away from zero; whole numbers stay exact."""
+
+    def short(value: Any) -> Any:
+        if not isinstance(value, float):
+            return value
+        return math.copysign(math.floor(abs(value) * 10**places + 0.5 + 1e-9) / 10**places, value)
+
+    return [[short(value) for value in row] for row in rows]
 
 
 def cause(answer: Mapping[str, Any], gold_sql: str) -> str:
@@ -92,7 +134,7 @@ def ask_own(finished: Path) -> tuple[int, int, Counter[str]]:
     with closing(sqlite3.connect(chinook().resolve().as_uri() + "?mode=ro", uri=True)) as connection:
         for question, answer in zip(questions, answers, strict=True):
             gold = [list(row) for row in connection.execute(question["sql"])]
-            if exact(gold, answer.get("rows")):
+            if exact(gold, answer.get("rows"), question["sql"]):
                 right += 1
             else:
                 causes[cause(answer, question["sql"])] += 1
@@ -104,8 +146,28 @@ def main() -> int:
     options = parser((__doc__ or "").split("\n\n")[0])
     options.add_argument("--run", type=Path, help="a finished run of Chinook; none is made then")
     options.add_argument("--documents", type=Path, help="folder of pages given to init")
+    options.add_argument("--only", choices=("chinook", "hostile", "sql"), help="this part alone; all unless given")
     chosen = read_options(options.parse_args(), ())
     before = machine()
+    rows: list[Row] = []
+    for part, measure in (("chinook", _chinook), ("hostile", _hostile), ("sql", _sql)):
+        if chosen.rest.only in (None, part):
+            say(f"--- {part}")
+            rows += measure(chosen)
+    print(table(rows))
+    write_report(chosen.json, before, rows, run=str(chosen.rest.run or ""))
+    return 1 if any(row.passed is False for row in rows) else 0
+
+
+def _hostile(chosen: Options) -> list[Row]:
+    return hostile.rows(quick=chosen.quick)
+
+
+def _sql(chosen: Options) -> list[Row]:
+    return sql_attacks.rows()
+
+
+def _chinook(chosen: Options) -> list[Row]:
     rows: list[Row] = []
     finished = chosen.rest.run
     if finished is None:
@@ -120,9 +182,7 @@ def main() -> int:
     right, asked, causes = ask_own(finished)
     told = ", ".join(f"{name} {number}" for name, number in causes.most_common())
     rows.append(Row(OWN, 100 * right / asked, "%", 45, "at least", note=f"{right} of {asked}; misses: {told}"))
-    print(table(rows))
-    write_report(chosen.json, before, rows, run=str(finished))
-    return 1 if any(row.passed is False for row in rows) else 0
+    return rows
 
 
 if __name__ == "__main__":

@@ -29,9 +29,8 @@ def check_database(path: Path) -> None:
     with open(path, "rb") as handle:
         head = handle.read(len(_SQLITE))
     if head != _SQLITE:
-        raise InputError(
-            f"{path} is not an SQLite database (it begins with {head!r}): give the path of one as database.path"
-        )
+        found = f"it begins with {head!r}" if head else "it is empty"
+        raise InputError(f"{path} is not an SQLite database ({found}): give the path of one as database.path")
 
 
 def check_inputs(ctx: Context) -> None:

@@ -65,6 +65,8 @@ def draft_app(
     path = _database_path(database)
     schema = read_schema(path)
     shown = choose_shown(schema)
+    if not shown.tables:
+        raise InputError(f"{path} holds nothing to ask about ({'; '.join(shown.left_out[:5])}): give another database")
     pages = _read_pages(documents, language) if documents is not None else None
     text = _write(name, folder, path, schema, shown, pages, language, candidates or (CANDIDATE,))
     build_config(AppSpec, yaml.safe_load(text), origin="the drafted app.yaml")
@@ -138,11 +140,13 @@ def _write(
     """The YAML text."""
     names = [candidate if not is_path(candidate) else _relative(Path(candidate), folder) for candidate in candidates]
     has_pages = pages is not None and pages.kept > 0
-    topics = topics_of(schema.narrowed(shown.tables), language)
+    topics = _comment(topics_of(schema.narrowed(shown.tables), language))
     lines = [
-        f"# {name}: drafted by `riverrun init` from {database.name}"
-        + (f" and {pages.folder.name}/" if pages else "")
-        + ".",
+        _comment(
+            f"# {name}: drafted by `riverrun init` from {database.name}"
+            + (f" and {pages.folder.name}/" if pages else "")
+            + "."
+        ),
         f"# Run it: riverrun run {name}. Every line may be changed; docs/app-yaml.md lists all keys.",
         *_found(schema),
         f"name: {name}",
@@ -179,8 +183,12 @@ def _found(schema: Schema) -> list[str]:
         f"# Found: {len(schema.tables) - views} tables, {views} views, {sum(t.rows for t in schema.tables)} rows, "
         f"{len(schema.links) - len(inferred)} declared links, {len(inferred)} inferred from names and values."
     ]
-    lines += [f"#   {link.table}.{'+'.join(link.columns)} -> {link.parent} (inferred)" for link in inferred[:20]]
+    links = [f"{link.table}.{'+'.join(link.columns)} -> {link.parent} (inferred)" for link in inferred[:20]]
+    lines += [f"#   {_comment(link)}" for link in links]
     unnamed = [table.name for table in schema.tables if table.rows and not table.handle]
+    days = [f"{t.name}.{c.name} ({c.moment})" for t in schema.tables for c in t.columns if c.moment]
+    if days:
+        lines.append(f"#   days not written year-month-day, asked for as they stand: {_comment(', '.join(days[:20]))}")
     if empty:
         lines.append(f"#   empty, only counted: {_comment(', '.join(empty[:20]))}")
     if unnamed:
@@ -271,5 +279,5 @@ def _flow(values: Sequence[str]) -> str:
 
 
 def _comment(text: str) -> str:
-    """Text that cannot leave its comment."""
-    return " ".join(text.split())
+    """Text that cannot leave its line, without what YAML does not take."""
+    return "".join(letter for letter in " ".join(text.split()) if letter.isprintable())

@@ -18,19 +18,26 @@ from pathlib import Path
 from typing import Any, Literal
 
 from riverrun.base.errors import InputError
-from riverrun.base.sql import quote_name
+from riverrun.base.sql import quote_name, read_only_uri
 from riverrun.data.names import is_label_name, names_table, same_thing, split_name
 from riverrun.wire.joins import ForeignKey, Joiner
 
-__all__ = ["Column", "ColumnKind", "Link", "Schema", "Table", "make_joiner", "read_only", "read_schema"]
+__all__ = ["Column", "ColumnKind", "Link", "Moment", "Schema", "Table", "make_joiner", "read_only", "read_schema"]
 
 ColumnKind = Literal["integer", "number", "text", "date", "year", "flag", "blob", "empty"]
+Moment = Literal["", "day first", "month first", "day or month first", "digits", "seconds", "milliseconds"]
+"""How a column that is no `date` holds days: 31/12/2010, 12/31/2010, either, 20101231, since 1970."""
 
 SAMPLE = 20_000
 """Rows of a column that are looked at."""
 SECONDS = 5.0
 """Time for one statement of the introspection; a view that takes longer is passed over."""
 _DATE = re.compile(r"[12]\d{3}-(0\d|1[0-2])-([0-2]\d|3[01])([ T]\d\d:\d\d(:\d\d)?.*)?")
+_SLASHED = re.compile(r"(\d\d?)([/.-])(\d\d?)\2[12]\d{3}([ T].*)?")
+_DIGITS = re.compile(r"(19|20|21)\d\d(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])")
+_TIME_WORDS = "at created date day epoch modified on seen time timestamp ts unix updated 日期 时间 时间戳"
+_TIMED = frozenset(_TIME_WORDS.split())
+_SINCE_1980, _UNTIL_2100 = 315_532_800, 4_102_444_800
 _FLAGS = ({"0", "1"}, {"yes", "no"}, {"y", "n"}, {"true", "false"}, {"t", "f"}, {"是", "否"})
 
 
@@ -50,6 +57,7 @@ class Column:
     """Up to 60 of the distinct values, the most frequent first."""
     length: float = 0.0
     """Mean length of the values as text."""
+    moment: Moment = ""
 
     @property
     def sql(self) -> str:
@@ -58,7 +66,8 @@ class Column:
 
     @property
     def is_number(self) -> bool:
-        return self.kind in ("integer", "number")
+        """Whether its values can be added and compared as amounts; days that are kept as numbers cannot."""
+        return self.kind in ("integer", "number") and not self.moment
 
     @property
     def unique(self) -> bool:
@@ -166,7 +175,7 @@ def make_joiner(schema: Schema) -> Joiner:
 @contextmanager
 def read_only(path: Path) -> Iterator[sqlite3.Connection]:
     """A connection that cannot write; text that is no UTF-8 is read with replacement marks."""
-    uri = f"{path.resolve().as_uri()}?mode=ro"
+    uri = read_only_uri(path)
     with closing(sqlite3.connect(uri, uri=True, timeout=SECONDS, isolation_level=None)) as connection:
         connection.text_factory = lambda raw: raw.decode("utf-8", "replace")
         connection.execute("PRAGMA query_only=ON")
@@ -229,7 +238,8 @@ class _Reader:
 
     def _table(self, name: str, view: bool) -> Table | None:
         try:
-            described = self.rows("SELECT name, type, pk FROM pragma_table_info(?) ORDER BY cid", (name,))
+            columns_of = "SELECT name, type, pk FROM pragma_table_xinfo(?) WHERE hidden != 1 ORDER BY cid"
+            described = self.rows(columns_of, (name,))
             rows = int(self.rows(f"SELECT COUNT(*) FROM {quote_name(name)}")[0][0])
             columns = tuple(self._column(name, column, str(kind or ""), rows) for column, kind, _ in described)
         except sqlite3.Error as error:
@@ -257,7 +267,8 @@ class _Reader:
         )
         values = tuple(row[0] for row in frequent)
         kind = _kind(name, declared, types, values, distinct, low, high)
-        return Column(name, declared, kind, sampled, distinct, nulls, low, high, values, float(length or 0))
+        moment = _moment(name, kind, values, low, high)
+        return Column(name, declared, kind, sampled, distinct, nulls, low, high, values, float(length or 0), moment)
 
     def _declared(self, tables: Sequence[Table]) -> list[Link]:
         known = {table.name.lower(): table for table in tables}
@@ -341,6 +352,27 @@ def _kind(
         return "number"
     dated = [value for value in values if isinstance(value, str) and _DATE.fullmatch(value)]
     return "date" if values and len(dated) >= 0.95 * len(values) else "text"
+
+
+def _moment(name: str, kind: ColumnKind, values: Sequence[Any], low: Any, high: Any) -> Moment:
+    """How the values are days, where they are: by their form, numbers since 1970 by the column's name as well."""
+    if kind == "text":
+        found = [match for value in values if isinstance(value, str) and (match := _SLASHED.fullmatch(value))]
+        parts = [(int(match[1]), int(match[3])) for match in found]
+        if not parts or len(parts) < 0.95 * len(values) or any(min(pair) < 1 or max(pair) > 31 for pair in parts):
+            return ""
+        first, second = (max(pair[place] for pair in parts) for place in (0, 1))
+        if min(first, second) > 12:
+            return ""
+        return "day first" if first > 12 else "month first" if second > 12 else "day or month first"
+    if kind == "integer" and len(values) > 1:
+        if all(_DIGITS.fullmatch(str(value)) for value in (*values, low, high)):
+            return "digits"
+        if _TIMED & set(split_name(name)):
+            for moment, factor in (("seconds", 1), ("milliseconds", 1000)):
+                if _SINCE_1980 * factor <= low <= high <= _UNTIL_2100 * factor:
+                    return moment  # type: ignore[return-value]
+    return ""
 
 
 def _inferred_key(table: str, columns: Sequence[Column]) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ order depends on equal values are not asked for. Pages, small talk and questions
 
 from __future__ import annotations
 
+import math
 import random
 import re
 import sqlite3
@@ -23,7 +24,7 @@ from pydantic import Field
 
 from riverrun.base.config import Config
 from riverrun.base.errors import InputError
-from riverrun.base.sql import quote_literal
+from riverrun.base.sql import VALUE_BYTES, quote_literal
 from riverrun.data.composition import Composition, Slot
 from riverrun.data.intents import SPLITS, Split
 from riverrun.data.paraphrase import ParaphraseConfig
@@ -57,6 +58,8 @@ TRIES = 60
 LIMITS: Mapping[str, Sequence[int]] = {"train": (3, 5, 10), "dev": (2, 4, 5), "sealed": (3, 4, 5)}
 QUERY_SECONDS = 2.0
 ENTITY_CHARACTERS = 60
+_ENDLESS = (math.inf, -math.inf)
+"""The query tool shows them as NULL."""
 LISTED = 10
 """Rows that an answer names."""
 
@@ -115,12 +118,13 @@ def synthesise(
     `row_limit` is the query tool's: a training question with more rows keeps as many as the tool will show. `joins`:
     whether the SQL holds the joins; without, it is what a tool that completes them is given.
     """
-    items = compositions(schema)
+    items = compositions(_without_marks(schema))
     if not items:
         raise InputError(f"{database} offers nothing to ask: no table with columns is shown")
     held = _held_out(items, config.held_out)
     out = Synthesised({split: [] for split in SPLITS}, held)
     with read_only(database) as connection:
+        connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, VALUE_BYTES)  # as the query tool does
         speech, joiner = Speech(language, schema), make_joiner(schema)
         drawer = _Drawer(connection, speech, joiner, joins, config.max_rows, row_limit, seed, config.invented)
         for split in SPLITS:
@@ -137,6 +141,13 @@ def synthesise(
     if not out.questions["train"]:
         raise InputError(f"{database} gave no question: its tables hold too few rows that can be named or counted")
     return out
+
+
+def _without_marks(schema: Schema) -> Schema:
+    """The schema without names that hold braces: they would be read as the marks of a sentence."""
+    plain = {t.name: [c.name for c in t.columns if not {*c.name} & {*"{}"}] for t in schema.tables}
+    wanted = {table: columns for table, columns in plain.items() if columns and not {*table} & {*"{}"}}
+    return schema.narrowed(wanted) if wanted else Schema(())
 
 
 def _held_out(items: Sequence[Composition], share: float) -> frozenset[str]:
@@ -267,7 +278,7 @@ class _Drawer:
             return False
         if any(all(value is None for value in row) for row in rows):
             return False
-        if any(isinstance(value, bytes) for row in rows for value in row):
+        if any(isinstance(value, bytes) or value in _ENDLESS for row in rows for value in row):
             return False
         if item.op == "count" and rows[0][0] == 0 and item.form != "all" and item.table.rows:
             return False
@@ -419,7 +430,7 @@ def _sayable(value: Any) -> bool:
 
 def _thresholds(values: Sequence[Any], factor: int) -> list[tuple[Any, ...]]:
     """Round numbers between the tenth and the ninetieth part of the values, in units of `factor`."""
-    numbers = sorted(value / factor for value in values if isinstance(value, int | float))
+    numbers = sorted(value / factor for value in values if isinstance(value, int | float) and math.isfinite(value))
     if len(numbers) < 2 or numbers[0] == numbers[-1]:
         return []
     whole = all(value == int(value) for value in numbers) or factor > 1

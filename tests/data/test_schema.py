@@ -14,6 +14,7 @@ from riverrun.base.errors import InputError
 from riverrun.base.sql import quote_literal, quote_name
 from riverrun.data.names import concept_of, plural, same_thing, say_column, say_table, singular, split_name
 from riverrun.data.schema import Link, Schema, read_schema
+from riverrun.data.shapes import compositions
 from riverrun.data.shown import ROOM, choose_shown, estimate_tokens, schema_line, without_keys
 from tests.data.hostile import SCHEMAS, make
 
@@ -140,6 +141,59 @@ def test_values_say_what_a_column_is(tmp_path: Path) -> None:
     assert kinds == ["integer", "date", "year", "flag", "text", "number", "blob", "empty", "text", "text"]
     assert table.key == ("id",)
     assert table.label == ("first_name", "last_name")
+
+
+def test_days_that_are_not_written_year_first_are_no_amounts(tmp_path: Path) -> None:
+    schema = schema_of("dates", tmp_path)
+    visits = schema.by_name["visits"]
+    kinds = {column.name: (column.kind, column.moment) for column in visits.columns}
+    assert kinds == {
+        "id": ("integer", ""),
+        "guest": ("text", ""),
+        "iso": ("date", ""),
+        "stamp": ("date", ""),
+        "european": ("text", "day first"),
+        "american": ("text", "month first"),
+        "german": ("text", "day first"),
+        "seconds_at": ("integer", "seconds"),
+        "millis_ts": ("integer", "milliseconds"),
+        "digits": ("integer", "digits"),
+        "time_only": ("text", ""),
+        "month_only": ("text", ""),
+    }
+    asked = [item for item in compositions(schema) if item.column and item.column.moment]
+    assert asked, "they are asked for as they stand"
+    assert {item.op for item in asked} <= {"lookup", "lookup_two", "distinct", "count_distinct"}
+    assert not [item.sql for item in asked if "LIKE" in item.sql]
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "moment"),
+    [
+        ("sold", ["31/12/2010", "01/02/2011"], "day first"),
+        ("sold", ["12/31/2010", "01/02/2011 08:15"], "month first"),
+        ("sold", ["1-2-2010", "3-4-2011"], "day or month first"),
+        ("sold", ["31/31/2010", "01/02/2011"], ""),
+        ("sold", ["31/12/2010", "12/31/2010"], ""),
+        ("ratio", ["1/2", "3/4"], ""),
+        ("version", ["1.2.3000x", "1.2.3"], ""),
+        ("number", [20101231, 20110101], "digits"),
+        ("number", [20101331, 20110101], ""),
+        ("number", [20101231, 5], ""),
+        ("created_at", [1262304000, 1293840000], "seconds"),
+        ("createdAt", [1262304000000, 1293840000000], "milliseconds"),
+        ("population", [1262304000, 1393840000], ""),
+        ("created_at", [5, 1262304000], ""),
+    ],
+)
+def test_forms_of_days(name: str, values: list[object], moment: str, tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "x.sqlite")) as connection:
+        connection.execute(f"CREATE TABLE t (id INTEGER PRIMARY KEY, {name})")
+        connection.executemany(f"INSERT INTO t({name}) VALUES (?)", [(value,) for value in values])
+        connection.commit()
+    column = read_schema(tmp_path / "x.sqlite").by_name["t"].by_name[name]
+    assert column.moment == moment
+    assert column.is_number == (isinstance(values[0], int) and not moment)
 
 
 def test_composite_keys_and_links(tmp_path: Path) -> None:

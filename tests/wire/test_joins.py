@@ -23,7 +23,8 @@ CREATE TABLE line("order no" INTEGER, track_id INTEGER, price REAL);
 INSERT INTO artist VALUES (1, 'Blur'), (2, 'Cake'), (3, 'Dido');
 INSERT INTO album VALUES (1, 'Park', 1), (2, 'Fashion', 2), (3, 'Pressure', 2);
 INSERT INTO genre VALUES (1, 'Rock'), (2, 'Pop');
-INSERT INTO track VALUES (1, 'Girls', 1, 1, 1.0), (2, 'Daria', 2, 1, 2.0), (3, 'Frank', 2, 2, 3.0), (4, 'Dime', 3, 2, 4.0);
+INSERT INTO track VALUES (1, 'Girls', 1, 1, 1.0), (2, 'Daria', 2, 1, 2.0),
+  (3, 'Frank', 2, 2, 3.0), (4, 'Dime', 3, 2, 4.0);
 INSERT INTO playlist VALUES (1, 'Gym'), (2, 'Sleep');
 INSERT INTO playlist_track VALUES (1, 1), (1, 2), (2, 2);
 INSERT INTO "order" VALUES (1, 'Ann', 5.0), (2, 'Ben', 4.0);

@@ -14,19 +14,19 @@ import re
 import sqlite3
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from riverrun.agent.tool import Arguments, Effects, clip, failure
 from riverrun.agent.tools.sql_rules import PATTERN_CHARACTERS, Authorizer, install_functions, joined_columns
 from riverrun.base.errors import InputError, ToolError, nearest
-from riverrun.base.sql import quote_name
+from riverrun.base.sql import VALUE_BYTES, quote_name, read_only_uri
 from riverrun.base.types import ToolResult, ToolSpec
 
 __all__ = ["DatabaseTool"]
 
 SQL_CHARACTERS = 10_000
-VALUE_BYTES = 100_000  # longest string or row SQLite may build; keeps single function calls short
 COLUMNS = 100
 CELL_CHARACTERS = 2_000  # longest value kept in `data`; the content shows less
 
@@ -63,7 +63,7 @@ class DatabaseTool:
             )
         self.path, self.row_limit, self.seconds, self.characters = Path(path), row_limit, seconds, characters
         self.rewrite = rewrite or (lambda sql: sql)
-        self.tables = _read_schema(self.path)
+        self.tables, self._virtual = _read_schema(self.path)
         self._denied = _denied(deny_columns, self.tables, self.path)
         self._shown = _shown(show or {}, self.tables, self.path)
         self._arguments = Arguments(_signature)
@@ -106,7 +106,7 @@ class DatabaseTool:
 
         try:
             connection = _open(self.path, self.seconds)
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OSError) as error:
             raise ToolError(f"the database cannot be opened: {error}") from None
         try:
             connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, VALUE_BYTES)
@@ -114,6 +114,9 @@ class DatabaseTool:
             connection.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
             install_functions(connection)
             connection.set_progress_handler(too_late, 100)
+            for table in self._virtual:  # declares its columns at first use, which the authorizer would see as a write
+                with suppress(sqlite3.Error):
+                    connection.execute(f"SELECT 1 FROM {quote_name(table)} LIMIT 0")
             connection.set_authorizer(authorizer)
             return self._fetch(connection, sql)
         except (sqlite3.Error, sqlite3.Warning, ValueError, OverflowError, MemoryError) as error:
@@ -212,7 +215,7 @@ def _show(value: Any) -> str:
 
 def _open(path: Path, seconds: float) -> sqlite3.Connection:
     connection = sqlite3.connect(
-        f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=seconds, isolation_level=None, check_same_thread=False
+        read_only_uri(path), uri=True, timeout=seconds, isolation_level=None, check_same_thread=False
     )
     connection.text_factory = lambda raw: raw.decode("utf-8", "replace")
     for setting in ("query_only=ON", "trusted_schema=OFF", "cell_size_check=ON", "cache_size=-4000", "temp_store=FILE"):
@@ -220,8 +223,8 @@ def _open(path: Path, seconds: float) -> sqlite3.Connection:
     return connection
 
 
-def _read_schema(path: Path) -> dict[str, list[str]]:
-    """Tables and views with their columns, in the order they were made."""
+def _read_schema(path: Path) -> tuple[dict[str, list[str]], list[str]]:
+    """Tables and views with their columns, in the order they were made, and which of them are virtual."""
     if not path.is_file():
         raise InputError(f"{path} is not a file: give the path of an SQLite database")
     try:
@@ -235,9 +238,12 @@ def _read_schema(path: Path) -> dict[str, list[str]]:
     try:
         connection = _open(path, 2.0)
         try:
-            query = "SELECT name FROM sqlite_master WHERE type IN ('table', 'view') AND substr(name, 1, 7) != 'sqlite_'"
-            names = [row[0] for row in connection.execute(query)]
-            described = {name: _columns(connection, name) for name in names}
+            query = (
+                "SELECT name, type = 'table' AND rootpage = 0 FROM sqlite_master "
+                "WHERE type IN ('table', 'view') AND substr(name, 1, 7) != 'sqlite_'"
+            )
+            names = connection.execute(query).fetchall()
+            described = {name: _columns(connection, name) for name, _ in names}
             tables = {name: columns for name, columns in described.items() if columns}
         finally:
             connection.close()
@@ -245,15 +251,16 @@ def _read_schema(path: Path) -> dict[str, list[str]]:
         raise InputError(f"{path} is not a readable SQLite database ({error}): check or rebuild the file") from None
     if not tables:
         raise InputError(f"{path} holds no tables: give a database with data")
-    return tables
+    return tables, [name for name, virtual in names if virtual and name in tables]
 
 
 def _columns(connection: sqlite3.Connection, table: str) -> list[str]:
-    """The columns of a table or view; none for a view whose tables are not there."""
+    """The columns of a table or view, generated ones too; none for a view that leads nowhere or back to itself."""
+    query = "SELECT name FROM pragma_table_xinfo(?) WHERE hidden != 1"  # 1: hidden columns of virtual tables
     try:
-        return [row[0] for row in connection.execute("SELECT name FROM pragma_table_info(?)", (table,))]
+        return [row[0] for row in connection.execute(query, (table,))]
     except sqlite3.OperationalError as error:
-        if "no such" in str(error):
+        if "no such" in str(error) or "circularly" in str(error):
             return []
         raise
 

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 
+from riverrun.agent.tool import clip
 from riverrun.base.errors import nearest
 
 __all__ = ["FUNCTIONS", "PATTERN_CHARACTERS", "Authorizer", "install_functions", "joined_columns"]
@@ -48,6 +49,7 @@ class Authorizer:
         self.deadline = deadline
         self.refusal = ""
         self.timed_out = False
+        self.selects = False
 
     def __call__(self, action: int, first: str | None, second: str | None, _db: str | None, _by: str | None) -> int:
         if time.monotonic() > self.deadline:
@@ -61,6 +63,7 @@ class Authorizer:
 
     def _reason(self, action: int, first: str, second: str) -> str:
         if action in (sqlite3.SQLITE_SELECT, sqlite3.SQLITE_RECURSIVE):
+            self.selects = True
             return ""
         if action == sqlite3.SQLITE_READ:
             table, column = first.lower(), second.lower()
@@ -74,8 +77,10 @@ class Authorizer:
                 return ""
             advice = ": use round()" if second.lower() in ("printf", "format") else ""
             return f"function {second}() is not allowed{advice}"
+        if action == sqlite3.SQLITE_PRAGMA and self.selects and first.lower() == "data_version" and not second:
+            return ""  # a counter that full-text search reads on its own while a SELECT runs
         if action == sqlite3.SQLITE_UPDATE and first in _SCHEMA_TABLES:
-            return f"table-valued functions are not allowed: read the tables {', '.join(self.names)}"
+            return f"table-valued functions are not allowed: read the tables {clip(', '.join(self.names), 200)}"
         return _WORDS.get(action, _WRITES)
 
 

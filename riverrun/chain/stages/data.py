@@ -8,16 +8,19 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import sqlite3
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 from riverrun.base.errors import InputError
 from riverrun.base.progress import Progress
+from riverrun.base.sql import has_log, read_only_uri
 from riverrun.base.types import Document, ToolCall
 from riverrun.chain.asked import choices_of, gather, safety_of
 from riverrun.chain.assistant import Assistant, make_assistant
@@ -47,7 +50,7 @@ def make_database(ctx: Context, out: Path) -> None:
     out.unlink(missing_ok=True)
     if spec.path:
         check_database(ctx.file(spec.path))
-        shutil.copyfile(ctx.file(spec.path), out)
+        _copy_database(ctx.file(spec.path), out)
         return
     half = out.with_name(f".{out.name}.{os.getpid()}")
     half.unlink(missing_ok=True)
@@ -58,6 +61,29 @@ def make_database(ctx: Context, out: Path) -> None:
         raise InputError(f"{spec.make} made no database (exit code {done.returncode}): {said}")
     check_database(half)
     half.replace(out)
+
+
+def _copy_database(source: Path, out: Path) -> None:
+    """Copy an SQLite file, with what its log holds where a program has it open; the copy has no log.
+
+    InputError when it cannot be read.
+    """
+    if not has_log(source) and not _beside(source, "journal").exists():
+        shutil.copyfile(source, out)
+        return
+    try:
+        with closing(sqlite3.connect(read_only_uri(source), uri=True)) as live, closing(sqlite3.connect(out)) as copy:
+            live.backup(copy)
+            copy.execute("PRAGMA journal_mode = DELETE")
+    except sqlite3.Error as error:
+        raise InputError(
+            f"{source}, which another program may have open, cannot be copied ({error}): close it or give a copy"
+        ) from None
+
+
+def _beside(database: Path, kind: str) -> Path:
+    """The journal or log of an SQLite file."""
+    return database.with_name(f"{database.name}-{kind}")
 
 
 def make_pages(ctx: Context, out: Path, progress: Progress | None = None) -> Funnel:
@@ -78,6 +104,9 @@ def files_of(ctx: Context, *more: str) -> dict[str, str]:
     found: dict[str, str] = {}
     for name in named:
         found |= ctx.file_input(name) if name and name not in (GENERATED, GENERIC) else {}
+    log = _beside(ctx.file(spec.database.path), "wal") if spec.database.path else None
+    if log is not None and log.is_file() and log.stat().st_size:
+        found |= ctx.file_input(f"{spec.database.path}-wal")
     return found
 
 

@@ -134,7 +134,7 @@ class Speech:
         about = item.column or item.by
         if item.form in ("each_year", "each_month"):
             out["p"] = str(self.words["periods"][item.form])
-        elif item.form == "column" and item.by is not None:
+        elif item.form in ("column", "column_year") and item.by is not None:
             out["p"] = self.column(item.by, item.table, rng)
             about = item.column
         elif item.form == "parent_column" and item.by is not None and parent is not None:
@@ -155,6 +155,8 @@ class Speech:
             out |= self._column_marks("c", about, owner, rng)
         if item.other is not None:
             out |= self._column_marks("c2", item.other, item.table, rng)
+        if item.form == "column_year":
+            out["ts"] = _MARK.sub(lambda match: out[match.group(1)], str(self.words["in_time"]))
         return out | self._levels(item, rng)
 
     def joined(self, thing: str, noun: str) -> str:

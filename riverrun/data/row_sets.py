@@ -246,9 +246,10 @@ class RowSets:
                 where = (f"{column.sql} = {{v}}", f"{number.sql} > {{n}}")
                 both = replace(shape, form="equal_over", where=where, slots=(slot, threshold), over=number)
                 yield replace(both, weight=0.7 * weight)
+            yield from self._with_other(shape, column, slot)
             for date in self.dates(table)[:1]:
                 where = (f"{column.sql} = {{v}}", f"{date.sql} LIKE {{y}}")
-                slots = (slot, self._year(table, date))
+                slots = (slot, self.year(table, date))
                 yield replace(shape, form="equal_year", kind="date", where=where, slots=slots, weight=0.7 * weight)
         for column in self.plain(table):
             yield from self._by_flag(base, column)
@@ -256,6 +257,19 @@ class RowSets:
                 where = (f"{column.sql} IS NULL",)
                 weight = 0.7 * self.weight(column)
                 yield replace(base, form="missing", kind="negation", where=where, by=column, weight=weight)
+
+    def _with_other(self, shape: RowSet, column: Column, slot: Slot) -> Iterator[RowSet]:
+        """A value and another column's value or flag."""
+        for other in self.plain(shape.table):
+            if other is column or other.name in shape.table.label:
+                continue
+            if other.kind == "flag" and set(other.values) <= {0, 1}:
+                where: tuple[str, ...] = (f"{column.sql} = {{v}}", f"{other.sql} = 1")
+                yield replace(shape, form="equal_flag", where=where, slots=(slot,), over=other, weight=0.5)
+            elif other in self.categories(shape.table) and other.kind == "text" and other.name > column.name:
+                second = Slot("u", "value", value_query(shape.table, [other.name]), split=other.distinct > MANY)
+                where = (f"{column.sql} = {{v}}", f"{other.sql} = {{u}}")
+                yield replace(shape, form="equal_equal", where=where, slots=(slot, second), over=other, weight=0.5)
 
     def _by_flag(self, base: RowSet, column: Column) -> Iterator[RowSet]:
         if column.kind == "flag" and set(column.values) <= {0, 1}:
@@ -271,9 +285,10 @@ class RowSets:
         unit, factor = unit_of(column)
         return Slot(name, "number", query, split=False, show=unit, factor=factor)
 
-    def _year(self, table: Table, column: Column, name: str = "y") -> Slot:
-        query = f"SELECT DISTINCT substr({column.sql}, 1, 4) FROM {table.sql} WHERE {column.sql} != ''"
-        return Slot(name, "prefix", query, split=False, show="year")
+    def year(self, table: Table, column: Column, size: int = 4) -> Slot:
+        """The slot {y} for a year of a date column, or for a month."""
+        query = f"SELECT DISTINCT substr({column.sql}, 1, {size}) FROM {table.sql} WHERE {column.sql} != ''"
+        return Slot("y", "prefix", query, split=size > 4, show="year" if size == 4 else "month")
 
     def _by_number(self, base: RowSet) -> Iterator[RowSet]:
         for column in self.numbers(base.table):
@@ -335,10 +350,19 @@ class RowSets:
                 where: tuple[str, ...] = ("{e}", f"{number.sql} > {{n}}")
                 slots = (*shape.slots, self._threshold(table, number, "n"))
                 yield replace(shape, form="parent_over", where=where, slots=slots, by=number, weight=0.4)
-            for date in self.dates(table)[:1]:
+            for date, size, weight in [(d, *w) for d in self.dates(table)[:1] for w in ((4, 0.6), (7, 0.4))]:
                 where = ("{e}", f"{date.sql} LIKE {{y}}")
-                slots = (*shape.slots, self._year(table, date))
-                yield replace(shape, form="parent_year", where=where, slots=slots, by=date, weight=0.6)
+                slots = (*shape.slots, self.year(table, date, size))
+                form = "parent_year" if size == 4 else "parent_month"
+                yield replace(shape, form=form, where=where, slots=slots, by=date, weight=weight)
+            for column in self.categories(table) if path.length <= 2 else ():
+                where = ("{e}", f"{column.sql} = {{v}}")
+                slots = (
+                    *shape.slots,
+                    Slot("v", "value", value_query(table, [column.name]), split=column.distinct > MANY),
+                )
+                weight = 0.8 * self.weight(column) / path.length
+                yield replace(shape, form="parent_value", where=where, slots=slots, by=column, weight=weight)
             for column in self.categories(path.parent) if path.length <= 2 else ():
                 where = (f"{path.names([column.name])} = {{v}}",)
                 values = value_query(path.parent, [column.name])

@@ -18,7 +18,10 @@ from riverrun.data.schema import Column, Schema, Table
 
 __all__ = ["compositions"]
 
-SIMPLE = ("all", "equal", "parent", "year", "month", "grand", "parent_year", "equal_year", "parent_equal")
+SIMPLE = (
+    *("all", "equal", "parent", "year", "month", "grand", "parent_year", "equal_year", "parent_equal"),
+    *("parent_value", "parent_month", "equal_equal"),
+)
 """Sets that are summed up; what is most of them is asked of fewer."""
 
 
@@ -56,6 +59,11 @@ class _Shapes:
             return
         if table.handle:
             yield rows.ask("list", rows.select(rows.names(table.handle)), weight=1.2)
+            if rows.form in ("equal", "parent", "grand", "over", "junction", "year", "flag", "parent_equal"):
+                for column in self._facts(table)[:4]:
+                    sql = rows.select(f"{rows.names(table.handle)}, {rows.column(column)}")
+                    if column is not rows.by:
+                        yield rows.ask("list_with", sql, column=column, weight=0.25)
         if rows.form not in SIMPLE:
             return
         amounts = self.sets.revenue(table) if rows.form in ("all", "parent", "grand", "parent_equal") else []
@@ -75,6 +83,11 @@ class _Shapes:
         if rows.form in ("all", "parent", "equal"):
             yield from self._tops(rows)
             yield from self._distinct(rows)
+
+    def _facts(self, table: Table) -> list[Column]:
+        """Columns that are asked for often."""
+        plain = (column for column in self.sets.plain(table) if column.name not in table.handle)
+        return [column for column in plain if not is_minor(column.name) and column.kind != "flag"]
 
     def _distinct(self, rows: RowSet) -> Iterator[Composition]:
         for column in self.sets.categories(rows.table):
@@ -172,6 +185,13 @@ class _Shapes:
             weight = 0.8 * self.sets.weight(column)
             shape = RowSet("column", "group", table, table.sql, where=where, by=column, weight=weight)
             yield from _ranked(shape, column.sql, f"GROUP BY {column.sql}", amounts, column.distinct)
+            for date in self.sets.dates(table)[:1]:
+                year = replace(shape, form="column_year", where=(*where, f"{date.sql} LIKE {{y}}"), weight=0.4 * weight)
+                for size in (4, 7):
+                    slotted = replace(
+                        year, slots=(self.sets.year(table, date, size),), role="" if size == 4 else "month"
+                    )
+                    yield from _ranked(slotted, column.sql, f"GROUP BY {column.sql}", amounts[:1], column.distinct)
         for column in self.sets.dates(table)[:1]:
             where = (f"{column.sql} IS NOT NULL",) if column.nulls else ()
             for form, size, weight in (("each_year", 4, 1.0), ("each_month", 7, 0.4)):
@@ -213,8 +233,10 @@ def _ranked(shape: RowSet, names: str, group: str, amounts: Sequence[Column], gr
                         tie=shape.select(measure, tail=f"{sort} 2"))  # fmt: skip
         if groups > 5:
             limit = Slot("n", "limit", split=False)
-            yield shape.ask(f"most_{label}_n", shape.select(names, tail=f"{sort} {{n}}"), column=column, slots=(limit,),
-                            weight=share, tie=shape.select(measure, tail=f"{sort} {{n}} + 1"))  # fmt: skip
+            tie = shape.select(measure, tail=f"{sort} {{n}} + 1")
+            for op, head, part in (("n", names, 1.0), ("n_with", f"{names}, {measure}", 0.6)):
+                sql = shape.select(head, tail=f"{sort} {{n}}")
+                yield shape.ask(f"most_{label}_{op}", sql, column=column, slots=(limit,), weight=part * share, tie=tie)
             query = shape.select(measure, tail=f"{group} ORDER BY 1 LIMIT 20000")
             least = Slot("n", "number", query, split=False)
             sql = shape.select(names, tail=f"{group} HAVING {measure} > {{n}}")

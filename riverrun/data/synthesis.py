@@ -60,6 +60,8 @@ QUERY_SECONDS = 2.0
 ENTITY_CHARACTERS = 60
 _ENDLESS = (math.inf, -math.inf)
 """The query tool shows them as NULL."""
+VALUES = ("column", "column_year", "parent_column", "each_year", "each_month")
+"""Sets whose groups are values, not rows with names."""
 LISTED = 10
 """Rows that an answer names."""
 
@@ -381,7 +383,7 @@ class _Drawer:
             else item.table
         )
         says_names = item.op.startswith(("list", "top", "low", "parent", "most", "each", "over", "ambiguous"))
-        whole = item.form not in ("column", "parent_column", "each_year", "each_month") and item.op != "parent_fact"
+        whole = item.op != "parent_fact" and item.form not in VALUES
         is_pair = says_names and whole and len(owner.label) == 2
         named = [[" ".join(map(str, row[:2])), *row[2:]] if is_pair else row for row in rows[:LISTED]]
         listed = ", ".join(map(_row_text, named))
@@ -458,8 +460,10 @@ def _common_words(texts: Sequence[str]) -> list[tuple[Any, ...]]:
 
 
 def _made_up(pool: Sequence[tuple[Any, ...]], rng: random.Random) -> tuple[Any, ...]:
-    """A name that sounds like the others: the beginning of one and the end of another."""
+    """A name that sounds like the others: the beginning of one and the end of another; of numbers, one like them."""
     first, second = rng.choice(pool), rng.choice(pool)
+    if len(first) == 1 and isinstance(first[0], int):
+        return (rng.randint(1, 2 * abs(first[0]) + 10),)
     if len(first) > 1:
         return (first[0], *second[1:])
     one, other = str(first[0]).split(), str(second[0]).split()

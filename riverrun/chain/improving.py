@@ -28,7 +28,7 @@ MOST_RATE, LEAST_RATE, MOST_RANK = 4e-3, 5e-5, 64
 NEAR = 0.15
 """A group this close below the bar gets as many new questions as it has had, others twice as many."""
 LEAST_NEW, MOST_TRIPLED = 8, 800
-"""New questions of a group at least; training questions up to which one change may triple them, else it doubles."""
+"""New questions of a group at least; new ones of one change that may be more than there were, up to twice as many."""
 SHOWN = 6
 
 
@@ -148,12 +148,14 @@ def _most_new(questions: int) -> int:
 
 def most_work(rounds: int, questions: int) -> float:
     """Training of so many rounds at most, in units of the first round's (of so many questions)."""
-    growth = _most_new(questions) / max(1, questions)
-    total = 1.0
-    for before in range(rounds - 1):  # changes that were kept before this one
-        again = max((1 + growth * data) * (1 + before - data) for data in range(before + 1))
-        total += max(again, growth + min(growth, 1 + growth * before))
-    return total
+    sizes = [max(1, questions)]  # after each change of the data
+    work = sizes[0]
+    for kept in range(rounds - 1):
+        anew = max(sizes[data] * (1 + kept - data) for data in range(kept + 1))
+        new = _most_new(sizes[-1])
+        work += max(anew, new + min(new, sizes[-1]))
+        sizes.append(sizes[-1] + new)
+    return work / sizes[0]
 
 
 def propose(history: Sequence[Round], *, bar: float | None, drawn: Mapping[str, int]) -> Change | None:

@@ -112,7 +112,7 @@ def _result(job: _Job, history: Sequence[Round], stopped: str) -> StageResult:
         scores |= rate_names(prefix, each.success.as_dict())
         scores[f"{prefix}.change"], scores[f"{prefix}.kept"] = each.change.what, each.kept
         scores[f"{prefix}.seconds"] = figures[each.number]["seconds"]
-    counts = {"method": "lora", "resumed_from": figures[len(history)]["resumed_from"]}
+    counts = {"method": "lora", "resumed_from": max(each["resumed_from"] for each in figures.values())}
     return StageResult(counts=counts | {"dropped_rows": figures[top.number]["dropped_rows"]}, scores=scores)
 
 

@@ -27,6 +27,7 @@ from riverrun.chain.measure import assistant_of, measure_tools, rate_names, writ
 from riverrun.chain.planning import trainer_settings
 from riverrun.chain.spec import AppSpec
 from riverrun.chain.stage import Context, StageResult, read_json, read_jsonl
+from riverrun.chain.words import word
 from riverrun.data.conversations import Question, build_conversations
 from riverrun.data.journal import read_documents
 from riverrun.evaluate import tooltasks
@@ -80,9 +81,8 @@ def run_rounds(ctx: Context, folder: Path, micro_tokens: int, train: Train, prog
         history.append(Round.from_dict(read_json(done)))
         _say(progress, history)
     top = best(history)
-    for name in ("adapter", "loss.jsonl"):
-        source = folder / f"round-{top.number}" / name
-        (shutil.copytree if source.is_dir() else shutil.copyfile)(source, folder / name)
+    shutil.copytree(folder / f"round-{top.number}" / "adapter", folder / "adapter", dirs_exist_ok=True)
+    shutil.copyfile(folder / f"round-{top.number}" / "loss.jsonl", folder / "loss.jsonl")
     rounds = [each.as_dict() for each in history]
     write_json(folder / "rounds.json", {"bar": bar, "stopped": stopped, "chosen": top.number, "rounds": rounds})
     return _result(job, history, stopped)
@@ -90,9 +90,10 @@ def run_rounds(ctx: Context, folder: Path, micro_tokens: int, train: Train, prog
 
 def _say(progress: Progress, history: Sequence[Round]) -> None:
     last = history[-1]
-    verdict = "kept" if last.kept else "dropped"
-    rate = f"{100 * last.success.value:.1f} % of {last.success.n} development questions"
-    progress.say(f"  round {last.number}, {last.change.what}: {rate}, {verdict}")
+    share, count = 100 * last.success.value, last.success.n
+    progress.say(word("round", number=last.number, change=last.change.what, share=share, count=count))
+    if not last.kept:
+        progress.say(word("dropped", best=best(history).number))
 
 
 def _result(job: _Job, history: Sequence[Round], stopped: str) -> StageResult:

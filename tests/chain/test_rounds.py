@@ -17,6 +17,7 @@ import pytest
 
 from bench.parts.weak_start import WATCH, sealed_came_last, weak_start_rows
 from riverrun.base.errors import InputError
+from riverrun.chain import rounds
 from riverrun.chain.asked import gather
 from riverrun.chain.assistant import make_assistant
 from riverrun.chain.improving import Change, Settings
@@ -25,6 +26,7 @@ from riverrun.chain.report import build_report
 from riverrun.chain.run import open_context, run_app
 from riverrun.chain.stage import read_json, read_jsonl
 from riverrun.data.journal import read_documents
+from tests.chain import doubles
 from tests.chain.conftest import QUIET
 from tests.chain.doubles import PARTS
 from tests.chain.test_chain_run import skipped
@@ -60,8 +62,8 @@ def test_the_bar_is_reached_in_the_second_round(recipe: Path, tmp_path: Path, te
     teach(40, 100)
     summary = tune(recipe, tmp_path, until="report")
     folder = tmp_path / "finetune"
-    rounds = read_json(folder / "rounds.json")
-    assert (rounds["stopped"], rounds["chosen"], len(rounds["rounds"])) == ("met", 2, 2)
+    told = read_json(folder / "rounds.json")
+    assert (told["stopped"], told["chosen"], len(told["rounds"])) == ("met", 2, 2)
     change = read_json(folder / "round-2" / "change.json")
     assert (change["what"], change["start"]) == ("data", 1)
     assert change["more"].keys() <= {"price_of_title", "count_in_genre", "greeting", "page_shipping"}
@@ -108,12 +110,12 @@ def test_the_bar_met_at_once_trains_once_and_tests_once(recipe: Path, tmp_path: 
 def test_two_rounds_without_gain_end_it_and_the_best_is_kept(recipe: Path, tmp_path: Path, teach: Any) -> None:
     teach(60, 20, 40, 100)
     summary = tune(recipe, tmp_path, "rounds.most=9")
-    rounds = read_json(tmp_path / "finetune" / "rounds.json")
-    assert (rounds["stopped"], rounds["chosen"]) == ("patience", 1)
-    assert [each["kept"] for each in rounds["rounds"]] == [True, False, False]
-    assert [each["change"]["what"] for each in rounds["rounds"]] == ["first", "data", "epochs"]
-    assert rounds["rounds"][2]["change"]["start"] == 1, "it goes on from the best, not from the last"
-    assert rounds["rounds"][1]["gain"]["difference"] < 0 < rounds["rounds"][1]["gain"]["p"]
+    told = read_json(tmp_path / "finetune" / "rounds.json")
+    assert (told["stopped"], told["chosen"]) == ("patience", 1)
+    assert [each["kept"] for each in told["rounds"]] == [True, False, False]
+    assert [each["change"]["what"] for each in told["rounds"]] == ["first", "data", "epochs"]
+    assert told["rounds"][2]["change"]["start"] == 1, "it goes on from the best, not from the last"
+    assert told["rounds"][1]["gain"]["difference"] < 0 < told["rounds"][1]["gain"]["p"]
     assert adapter(tmp_path / "finetune") == adapter(tmp_path / "finetune" / "round-1")
     assert summary["rounds"]["chosen"] == 1
     rows = (tmp_path / "data" / "train.jsonl").read_text().count("\n")
@@ -217,6 +219,23 @@ def test_kill_nine_within_and_between_rounds(
     assert ends[0] == ends[1]
     resumed = summary["stages"]["finetune"]["counts"]["resumed_from"]
     assert resumed == (3 if held.startswith("ROUND") else 0)
+
+
+def test_stopped_at_the_very_end_nothing_is_trained_again(
+    recipe: Path, straight: Path, tmp_path: Path, teach: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teach(40, 100)
+    out = tmp_path / "run"
+    shutil.copytree(straight, out)
+    shutil.rmtree(out / "finetune")
+    with monkeypatch.context() as patch:
+        patch.setattr(rounds, "_result", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            tune(recipe, out)
+    monkeypatch.setattr(doubles, "finetune", lambda *_, **__: pytest.fail("trained again"))
+    tune(recipe, out)
+    ends = [read_json(place / "finetune" / "lineage.json")["outputs"] for place in (out, straight)]
+    assert ends[0] == ends[1]
 
 
 # What is read when.

@@ -46,7 +46,8 @@ MODELS = ("base", "tuned")
 
 SUCCESS_ADVICE = (
     "Read evaluate/records_tuned.jsonl for what goes wrong; more phrasings in the intents, more questions "
-    "(data.train_per_intent), more epochs (finetune.epochs) or a larger candidate help, in this order."
+    "(data.train_per_intent, synthesis.train), more epochs (finetune.epochs), more rounds (rounds.most) or a larger "
+    "candidate help, in this order."
 )
 CHOICE_ADVICE = (
     "Check scores.choice.tuned.retrieved first: a page that is not found cannot be read; then give more training "

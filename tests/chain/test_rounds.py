@@ -32,6 +32,7 @@ from tests.chain.doubles import PARTS
 from tests.chain.test_chain_run import skipped
 from tests.data.hostile import make
 from tests.data.test_synthesis import literals
+from tests.tiny_model import write_tiny
 
 ROOT = Path(__file__).parents[2]
 THREE = ["rounds.most=3", "rounds.success=0.9", "data.dev_per_intent=20", "gates.success=0.1"]
@@ -360,3 +361,21 @@ def test_a_weak_start_reaches_the_bar_in_three_rounds(
     assert 2 <= summary["rounds"]["count"] <= 3
     assert rates == sorted(rates)
     shutil.rmtree(tmp_path / "first")
+
+
+def test_the_real_trainer_and_engine_go_through_rounds(recipe: Path, tmp_path: Path) -> None:
+    """A random model of two layers learns nothing: what is tested is that adapters are written, continued and loaded."""
+    model = write_tiny(tmp_path / "model", max_position_embeddings=4096)
+    sizes = [f"finetune.{name}=3000" for name in ("micro_tokens", "global_tokens", "max_tokens")]
+    small = ["data.train_per_intent=2", "data.dev_per_intent=1", "data.replay=0", "select.dev_questions=0"]
+    values = [*THREE, *LOOSE, *sizes, *small, f"candidates=[{model}]", "finetune.rank=4", "finetune.dtype=float32"]
+    values += ["finetune.epochs=1", "evaluate.max_tokens=4", "threads=1"]
+    run_app(recipe, values, out=tmp_path / "run", progress=QUIET, isolate=False, until="finetune")
+    folder = tmp_path / "run" / "finetune"
+    changes = [each["change"] for each in read_json(folder / "rounds.json")["rounds"]]
+    assert [(change["what"], change["start"]) for change in changes] == [("first", 0), ("data", 1), ("epochs", 1)]
+    losses = [[row["loss"] for row in read_jsonl(folder / f"round-{n}" / "loss.jsonl")] for n in (1, 2, 3)]
+    assert losses[2][0] < losses[0][0], "it goes on where the first round ended"
+    assert (folder / "adapter" / "adapter_model.safetensors").read_bytes() == (
+        folder / "round-1" / "adapter" / "adapter_model.safetensors"
+    ).read_bytes()

@@ -364,7 +364,7 @@ def test_a_weak_start_reaches_the_bar_in_three_rounds(
 
 
 def test_the_real_trainer_and_engine_go_through_rounds(recipe: Path, tmp_path: Path) -> None:
-    """A random model of two layers learns nothing: what is tested is that adapters are written, continued and loaded."""
+    """A random model of two layers learns nothing: tested is that adapters are written, continued and loaded."""
     model = write_tiny(tmp_path / "model", max_position_embeddings=4096)
     sizes = [f"finetune.{name}=3000" for name in ("micro_tokens", "global_tokens", "max_tokens")]
     small = ["data.train_per_intent=2", "data.dev_per_intent=1", "data.replay=0", "select.dev_questions=0"]

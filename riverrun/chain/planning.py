@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from riverrun.chain.asked import safety_of
+from riverrun.chain.improving import most_work
 from riverrun.chain.machine import dtype_name
 from riverrun.chain.spec import GENERATED, AppSpec, PerIntent
 from riverrun.chain.stage import Context
 from riverrun.data.choices import Choices, load_choices
-from riverrun.data.intents import Intent, load_intents
+from riverrun.data.intents import Intent, Split, load_intents
 from riverrun.models.config import ModelConfig
 from riverrun.plan.compute import decode_seconds, forward_flops
 from riverrun.plan.flow import Plan, Work, choose
@@ -82,10 +83,13 @@ def _count(count: PerIntent, intent: Intent, phrasings: int) -> int:
 
 def sealed_count(ctx: Context) -> int:
     """How many sealed questions the intents yield."""
-    wanted = ctx.spec.data.sealed_per_intent
+    return _test_count(ctx, "sealed", ctx.spec.data.sealed_per_intent)
+
+
+def _test_count(ctx: Context, split: Split, wanted: PerIntent) -> int:
     if ctx.spec.synthesis is not None:
-        return ctx.spec.synthesis.sealed
-    return sum(_count(wanted, i, len(i.phrasings.sealed)) for i in load_intents(ctx.file(ctx.spec.intents)))
+        return ctx.spec.synthesis.count(split)
+    return sum(_count(wanted, i, len(i.phrasings.of(split))) for i in load_intents(ctx.file(ctx.spec.intents)))
 
 
 def _choices(ctx: Context) -> Choices | None:
@@ -217,13 +221,17 @@ def stage_costs(ctx: Context, shape: ModelConfig, hardware: Hardware, rows: Rows
     prompts = len(safety_of(ctx).sealed)
     retention = asks(1, spec.evaluate.retention_characters // 4, 0) + asks(spec.evaluate.sums, 40, 12)
     reading = 2 * (asks(4 * choices, 350, 0) + retention + asks(prompts, PREFIX_TOKENS, ANSWER_TOKENS))
-    training = plan.method(plan.chosen)
+    training, most = plan.method(plan.chosen), spec.rounds.most if plan.chosen != "none" else 1
     how = f"{plan.chosen}, {rows.rows} rows, {rows.tokens} tokens in {rows.steps} steps"
+    spent = training.seconds * most_work(most, rows.rows)
+    if most > 1:
+        spent += most * asks(_test_count(ctx, "dev", spec.data.dev_per_intent), PREFIX_TOKENS, ANSWER_TOKENS)
+        how += f", at most {most} rounds"
     return [
         StageCost("select", memory, asks(spec.select.dev_questions, 220, 96), "licence, memory, a first score"),
         StageCost("data", light, 5.0, f"pages, database, {sealed} sealed questions"),
         StageCost("plan", light, 2.0, "memory and time of each method"),
-        StageCost("finetune", training.memory_bytes, training.seconds, how),
+        StageCost("finetune", max(training.memory_bytes, memory if most > 1 else 0), spent, how),
         StageCost("evaluate", memory, untuned + tools + reading, "before and after: tools, choice, retention, safety"),
         StageCost("quantize", memory, 2 * tools, "two four-bit forms, both scored"),
         StageCost("deploy", memory, asks(5, 60, 60), "the server, checked from outside"),

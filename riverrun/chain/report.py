@@ -78,6 +78,7 @@ def build_report(root: Path) -> str:
         ("data", Both("Documents", "文档"), _documents(run)),
         ("plan", Both("Plan: predicted and measured", "计划:预测与实测"), _plan(run)),
         ("finetune", Both("Fine-tuning", "微调"), _finetune(run)),
+        *([("rounds", Both("Rounds", "轮次"), _rounds(run))] if run.get("rounds") else []),
         ("scores", Both("Scores", "评测"), _scores(run)),
         ("guards", Both("What must not get worse", "不得退步的指标"), _guards(run)),
         ("talk", Both("Conversations", "对话"), _transcripts(run)),
@@ -230,7 +231,7 @@ def _plan(run: RunFiles) -> Markup:
         [
             Both("Time of the fine-tuning", "微调用时"),
             _seconds(predicted.get(chosen, {}).get("seconds")),
-            _seconds(run.get("finetune.seconds")),
+            _seconds(run.get("rounds.by_number.1.seconds", run.get("finetune.seconds"))),
         ],
     ]
     heads: Heads = ["", Both("Predicted", "预测"), Both("Measured", "实测")]
@@ -262,6 +263,55 @@ def _finetune(run: RunFiles) -> Markup:
         f"{run.get('finetune.label_tokens'):,} 个计损失;每秒 {rate:,.0f} 个词元。",
     )
     return join(paragraph(words), chart)
+
+
+STOPPED = {
+    "met": Both("the development bar was met", "达到开发集门槛"),
+    "most": Both("their number was reached", "达到轮数上限"),
+    "patience": Both("the last ones did not gain", "最近几轮没有提升"),
+    "nothing left": Both("nothing was left to change", "没有可再改动之处"),
+}
+
+
+def _rounds(run: RunFiles) -> Markup:
+    """Every round: what was changed and why, its development score, whether it was kept, its time."""
+    file = run.json("finetune/rounds.json")
+    chosen, good = file["chosen"], badge(Both("chosen", "选用"), kind="good")
+    kept, dropped = badge(Both("kept", "保留"), kind="plain"), badge(Both("dropped", "舍弃"), kind="bad")
+    rows: Rows = [
+        [
+            each["number"],
+            each["change"]["what"],
+            each["change"]["why"],
+            *_share(run, f"rounds.by_number.{each['number']}"),
+            _percent(each["gain"]["difference"]) if each["gain"] else "",
+            good if each["number"] == chosen else kept if each["kept"] else dropped,
+            _seconds(run.get(f"rounds.by_number.{each['number']}.seconds")),
+        ]
+        for each in file["rounds"]
+    ]
+    heads: Heads = [
+        Both("Round", "轮次"),
+        Both("Change", "改动"),
+        Both("Why", "原因"),
+        Both("Development tasks done", "开发集成功率"),
+        Both("95 % interval", "95 % 区间"),
+        Both("Against the best before", "与此前最佳之差"),
+        "",
+        Both("Training", "训练用时"),
+    ]
+    bar = "–" if file["bar"] is None else _percent(file["bar"])
+    why = STOPPED[file["stopped"]]
+    words = Both(
+        f"Each round was tested on the development questions (bar {bar}); the rounds ended because {why.en}.",
+        f"每一轮都用开发集问题测试(门槛 {bar});结束原因:{why.zh}。",
+    )
+    parts = [paragraph(words), table(heads, rows, numeric=(0, 3, 5, 7))]
+    if run.get("rounds.optimism") is not None:
+        ends = (_percent(run.get(f"rounds.optimism.{key}")) for key in ("low", "high"))
+        figure = _percent(run.get("rounds.optimism.difference")), " – ".join(ends)
+        parts.append(tiles([(Both("Optimism: development minus sealed", "乐观偏差:开发集减封存集"), *figure)]))
+    return join(*parts)
 
 
 def _bar(run: RunFiles, label: Any, prefix: str, key: str = "success") -> Bar | None:

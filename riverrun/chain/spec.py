@@ -30,6 +30,7 @@ __all__ = [
     "GatesSpec",
     "PerIntent",
     "QuantizeSpec",
+    "RoundsSpec",
     "SearchSpec",
     "SelectSpec",
     "TrainingDataSpec",
@@ -126,6 +127,17 @@ class FinetuneSpec(FinetuneConfig):
 
     method: Literal["auto", "lora", "none"] = "auto"
     """auto lets the plan choose by memory and time; none uses the base model as it is."""
+
+
+class RoundsSpec(Config):
+    """Rounds of training, each tested on the development questions; the sealed test is read after the last."""
+
+    most: int = Field(default=1, ge=1, le=20)
+    """Trainings at most; 1 trains once and tests nothing before the sealed test."""
+    success: Share | None = None
+    """Development success that ends the rounds; null takes gates.success. A changed one trains anew."""
+    patience: int = Field(default=2, ge=1)
+    """Rounds in a row without gain that end the rounds."""
 
 
 class EvaluateSpec(Config):
@@ -225,6 +237,7 @@ class AppSpec(Config):
     select: SelectSpec = SelectSpec()
     data: TrainingDataSpec = TrainingDataSpec()
     finetune: FinetuneSpec = FinetuneSpec()
+    rounds: RoundsSpec = RoundsSpec()
     evaluate: EvaluateSpec = EvaluateSpec()
     quantize: QuantizeSpec = QuantizeSpec()
     deploy: DeploySpec = DeploySpec()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +21,18 @@ from riverrun.base.progress import Progress
 from riverrun.base.protocols import LanguageModel
 from riverrun.chain.spec import AppSpec, GatesSpec
 
-__all__ = ["STAGES", "Context", "Gate", "Parts", "Stage", "StageResult", "code_digest", "read_json", "read_jsonl"]
+__all__ = [
+    "STAGES",
+    "Context",
+    "Gate",
+    "Parts",
+    "Stage",
+    "StageResult",
+    "code_digest",
+    "read_json",
+    "read_jsonl",
+    "source_digest",
+]
 
 STAGES = ("select", "data", "plan", "finetune", "evaluate", "quantize", "deploy", "agent", "report")
 PACKAGE = Path(riverrun.__file__).parent
@@ -148,9 +159,13 @@ class Stage(Protocol):
 
 def code_digest(stage: Stage) -> str:
     """sha256 over the stage's own file and the rooms and files it names."""
-    own = Path(str(importlib.import_module(type(stage).__module__).__file__))
-    files = [own, *(PACKAGE / name for name in stage.code if name.endswith(".py"))]
-    rooms = tuple(name for name in stage.code if not name.endswith(".py"))
+    return source_digest(stage.code, Path(str(importlib.import_module(type(stage).__module__).__file__)))
+
+
+def source_digest(names: Sequence[str], *own: Path) -> str:
+    """sha256 over files, and rooms and files of the package by their names."""
+    files = [*own, *(PACKAGE / name for name in names if name.endswith(".py"))]
+    rooms = tuple(name for name in names if not name.endswith(".py"))
     return digest_json([[digest_file(path) for path in files], code_version(PACKAGE, rooms) if rooms else ""])
 
 

@@ -15,7 +15,13 @@ seconds, memory is bytes. A name is absent when its stage has not finished or wh
 | finetune.steps, .tokens, .label_tokens, .tokens_per_second | what was trained; absent with method none |
 | finetune.computed_tokens | tokens multiplied; below `tokens` where a shared beginning was computed once |
 | finetune.first_loss, finetune.last_loss | mean loss over label tokens, first and last step |
-| finetune.seconds, finetune.peak_bytes | measured by the trainer |
+| finetune.seconds, finetune.peak_bytes | measured by the trainer; with rounds, figures are of all of them together |
+| rounds.count, .chosen | trainings, and the one that was kept; absent without rounds |
+| rounds.stopped | why there were no more: met, most, patience or nothing left |
+| rounds.development.success, .low, .high, .n | development tool tasks of the chosen round |
+| rounds.by_number.<number>.success, .low, .high, .n | development tool tasks of each round |
+| rounds.by_number.<number>.change, .kept, .seconds | what was changed, whether it gained, time of training |
+| rounds.optimism.difference, .low, .high | the chosen round's development score minus the sealed one, 95 % interval |
 | scores.tool.<model>.success, .low, .high, .n | sealed tool tasks with 95 % interval; model is base or tuned |
 | scores.tool.<model>.by_kind.<kind> | success by kind of question |
 | scores.tool.gain.difference, .low, .high | tuned minus base, paired 95 % interval |

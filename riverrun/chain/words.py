@@ -16,6 +16,11 @@ _WORDS: dict[str, tuple[str, str]] = {
     "skip": ("[{n}/{total}] {stage} unchanged, skipped", "[{n}/{total}] {stage} 无变化,跳过"),
     "again": ("{stage}: {reason}; it runs again", "{stage}:{reason};重新运行"),
     "resume": ("{stage}: continuing what was interrupted", "{stage}:继续上次中断的工作"),
+    "round": (
+        "  round {number}, {change}: {share:.1f} % of {count} development questions",
+        "  第 {number} 轮({change}):{count} 道开发题答对 {share:.1f} %",
+    ),
+    "dropped": ("  no gain over round {best}: dropped", "  比第 {best} 轮没有提升:舍弃"),
     "until": ("stopped after {stage}, as asked (--until)", "按 --until 的要求在 {stage} 后停止"),
     "finished": ("report: {path}", "报告:{path}"),
     "talk": ("talk to it:", "与它对话:"),

@@ -95,11 +95,15 @@ class SynthesisConfig(Config):
 
 @dataclass
 class Synthesised:
-    """Questions by split, the compositions kept from training, and what could not be asked, with the reason."""
+    """Questions by split, the compositions kept from training, and what could not be asked, with the reason.
+
+    `more` holds further training questions by the name of their draw.
+    """
 
     questions: dict[str, list[Question]]
     held_out: frozenset[str] = frozenset()
     left_out: list[str] = field(default_factory=list)
+    more: dict[str, list[Question]] = field(default_factory=dict)
 
     def by_kind(self, split: str) -> dict[str, int]:
         return dict(sorted(Counter(question.kind for question in self.questions[split]).items()))
@@ -114,11 +118,14 @@ def synthesise(
     seed: int,
     row_limit: int = 20,
     joins: bool = True,
+    more: Mapping[str, Mapping[str, int]] = {},
 ) -> Synthesised:
     """Database questions for all splits. InputError when the schema offers nothing to ask.
 
     `row_limit` is the query tool's: a training question with more rows keeps as many as the tool will show. `joins`:
-    whether the SQL holds the joins; without, it is what a tool that completes them is given.
+    whether the SQL holds the joins; without, it is what a tool that completes them is given. `more` names draws of
+    further training questions, each with a number by kind. They come after all splits, so entities are divided as
+    without them and no text comes again.
     """
     items = compositions(_without_marks(schema))
     if not items:
@@ -136,6 +143,10 @@ def synthesise(
                 trained = {question.intent.partition("/")[2] or question.intent for question in out.questions["train"]}
                 wanted = [item for item in wanted if item.name in held or item.name in trained] or wanted
             out.questions[split] = _of_split(drawer, wanted, split, count)
+        groups = _by_kind([item for item in items if item.name not in held])
+        for name, counts in more.items():
+            drawn = [drawer.draw(groups.get(kind, ()), kind, "train", counts[kind], name) for kind in sorted(counts)]
+            out.more[name] = [question for questions in drawn for question in questions]
     there = {question.kind for questions in out.questions.values() for question in questions}
     out.left_out = [
         f"no question of kind {kind}: the database has nothing for it" for kind in SHARES if kind not in there
@@ -166,12 +177,7 @@ def _held_out(items: Sequence[Composition], share: float) -> frozenset[str]:
 
 def _of_split(drawer: _Drawer, items: Sequence[Composition], split: Split, count: int) -> list[Question]:
     """`count` questions spread over kinds by SHARES; what a kind cannot give is asked of the others."""
-    groups: dict[str, list[Composition]] = {}
-    for item in items:
-        groups.setdefault(item.kind, []).append(item)
-    named = [item for item in items if _names_one(item)]
-    if named:
-        groups["none_found"] = named
+    groups = _by_kind(items)
     total = sum(SHARES[kind] for kind in groups)
     out: list[Question] = []
     quotas = {kind: count * SHARES[kind] / total for kind in groups}
@@ -189,6 +195,16 @@ def _of_split(drawer: _Drawer, items: Sequence[Composition], split: Split, count
         Question(f"{split}-{number:04d}", q.text, q.intent, q.kind, q.split, q.sql, q.page, q.rows, q.reply)
         for number, q in enumerate(out[:count])
     ]
+
+
+def _by_kind(items: Sequence[Composition]) -> dict[str, list[Composition]]:
+    groups: dict[str, list[Composition]] = {}
+    for item in items:
+        groups.setdefault(item.kind, []).append(item)
+    named = [item for item in items if _names_one(item)]
+    if named:
+        groups["none_found"] = named
+    return groups
 
 
 def _names_one(item: Composition) -> bool:
@@ -225,9 +241,9 @@ class _Drawer:
         finally:
             self.connection.set_progress_handler(None, 0)
 
-    def draw(self, items: Sequence[Composition], kind: str, split: Split, count: int) -> list[Question]:
+    def draw(self, items: Sequence[Composition], kind: str, split: Split, count: int, name: str = "") -> list[Question]:
         """Up to `count` questions, the compositions taken by their weights; one that yields nothing gives way."""
-        rng = random.Random(f"{self.seed}/{split}/{kind}")
+        rng = random.Random("/".join(filter(None, (str(self.seed), split, kind, name))))
         order = sorted(items, key=lambda item: item.name)
         rng.shuffle(order)
         alive = {item.name: item for item in order}

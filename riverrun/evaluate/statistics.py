@@ -4,6 +4,7 @@
 - two runs over the same 0/1 items: Tango's score interval for the paired difference (Tango, Statistics in Medicine
   17:891, 1998) and McNemar's exact test
 - two runs over the same measured items: BCa bootstrap (Efron, JASA 82:171, 1987), resampled with a fixed seed
+- two shares of different items: Newcombe's interval of the difference (Statistics in Medicine 17:873, 1998)
 - before running: the smallest paired difference that n items would show (Connor, Biometrics 43:207, 1987)
 
 Not covered: corrections for many comparisons, sequential looks at the data, rank intervals.
@@ -30,6 +31,7 @@ __all__ = [
     "compare_outcomes",
     "mcnemar_exact",
     "minimum_detectable_effect",
+    "newcombe",
     "paired_bootstrap",
     "paired_interval",
     "tango",
@@ -98,6 +100,15 @@ class Rate:
     def as_dict(self) -> dict[str, float]:
         low, high = self.interval
         return {"value": self.value, "low": low, "high": high, "successes": self.successes, "n": self.n}
+
+
+def newcombe(first: Rate, second: Rate) -> Difference:
+    """first - second for shares of different items, with the 95 % interval made of their Wilson ones (method 10)."""
+    difference = first.value - second.value
+    (low, high), (other_low, other_high) = first.interval, second.interval
+    below = math.hypot(first.value - low, other_high - second.value)
+    above = math.hypot(high - first.value, second.value - other_low)
+    return Difference(difference, max(-1.0, difference - below), min(1.0, difference + above))
 
 
 def mcnemar_exact(losses: int, gains: int) -> float:

@@ -11,17 +11,19 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from riverrun.base.artifacts import digest_file, digest_json, write_text
+from riverrun.base.artifacts import digest_file, digest_json, digest_tree, write_text
 from riverrun.base.errors import InputError
 from riverrun.base.progress import Progress
 from riverrun.base.types import Message, ToolSpec
 from riverrun.data.packing import Pack
 from riverrun.data.tokens import EncodedRows, encode_rows
-from riverrun.models.io.adapter import add_adapters, save_adapter
+from riverrun.models.io.adapter import add_adapters, load_adapter, save_adapter
 from riverrun.models.load import Checkpoint, load_checkpoint, load_model
+from riverrun.models.transformer import CausalLM
 from riverrun.train.config import FinetuneConfig
 from riverrun.train.loop import LoopConfig, LoopResult, peak_bytes, train
 from riverrun.train.objectives import supervised
@@ -100,9 +102,20 @@ def encode(path: Path, opened: Checkpoint, config: FinetuneConfig) -> EncodedRow
 
 
 def finetune(
-    model: Path, rows: Path, out: Path, config: FinetuneConfig, *, work: Path, progress: Progress | None = None
+    model: Path,
+    rows: Path,
+    out: Path,
+    config: FinetuneConfig,
+    *,
+    work: Path,
+    progress: Progress | None = None,
+    adapter: Path | None = None,
 ) -> FinetuneResult:
-    """Train an adapter into `out/adapter` and the loss curve into `out/loss.jsonl`; resumes from `work`."""
+    """Train an adapter into `out/adapter` and the loss curve into `out/loss.jsonl`; resumes from `work`.
+
+    With `adapter` (a folder in PEFT's layout) training goes on from it instead of a fresh one; its rank and alpha must
+    be those of the settings, InputError otherwise.
+    """
     progress = progress or Progress("quiet")
     opened = load_checkpoint(model)
     encoded = encode(rows, opened, config)
@@ -117,9 +130,14 @@ def finetune(
     total = sampler.total_steps(config.epochs)
     dtype = compute_dtype(config.dtype)
     lm = load_model(opened, dtype).train()
-    add_adapters(lm, config.rank, config.alpha, seed=config.seed)
+    parts = [opened.digest(), digest_file(rows), config.model_dump(exclude={"save_every"}), str(dtype)]
+    if adapter is None:
+        add_adapters(lm, config.rank, config.alpha, seed=config.seed)
+    else:
+        _go_on(lm, adapter, config)
+        parts.append(digest_tree(adapter))
     lm.refresh()
-    identity = digest_json([opened.digest(), digest_file(rows), config.model_dump(exclude={"save_every"}), str(dtype)])
+    identity = digest_json(parts)
     resolved = LoopConfig(
         total_steps=total,
         learning_rate=config.learning_rate,
@@ -141,6 +159,17 @@ def finetune(
     write_text(out / "loss.jsonl", "".join(json.dumps(row) + "\n" for row in result.losses))
     shutil.rmtree(work, ignore_errors=True)
     return _report(result, total, encoded.dropped)
+
+
+def _go_on(lm: CausalLM, adapter: Path, config: FinetuneConfig) -> None:
+    """Put a trained adapter onto the model; InputError when the settings are not its own."""
+    load_adapter(lm, adapter)
+    first: Any = next(each for _, matrix in lm.linears() for each in matrix.adapters.values())
+    if (first.rank, first.alpha) != (config.rank, config.alpha):
+        raise InputError(
+            f"{adapter} has rank {first.rank} and alpha {first.alpha:g}, the settings ask for {config.rank} and "
+            f"{config.alpha:g}: give its own, or start without it"
+        )
 
 
 def _report(result: LoopResult, steps: int, dropped: Sequence[tuple[str, str]]) -> FinetuneResult:

@@ -3,6 +3,9 @@
 The model answers by rules: a trained or quantised one (it has an adapter, or lies in a run's quantize folder) knows
 every question of the tiny shop, the bare one only those whose text hashes evenly. With TEST_HOLD_<part> set to a FIFO,
 a part opens the FIFO and waits to be killed.
+
+What training in rounds teaches is given by the environment: TEST_SKILLS ({"round-1": 40}) is the share of the questions
+that the model of a round knows, TEST_NEED the number of rows that all of them take.
 """
 
 from __future__ import annotations
@@ -57,9 +60,9 @@ def _gold(text: str) -> Reply:
 class RuleModel(FakeModel):
     """A FakeModel with a `close`, as the chain expects of a loaded model."""
 
-    def __init__(self, name: str, *, trained: bool) -> None:
+    def __init__(self, name: str, *, trained: bool, skill: float = 100) -> None:
         super().__init__(self._reply, name=name)
-        self.trained = trained
+        self.trained, self.skill = trained, skill
         self.closed = False
         self.on_answer: Callable[[], None] | None = None
 
@@ -69,10 +72,13 @@ class RuleModel(FakeModel):
             return f"I found: {last.text}"
         if "+" not in last.text and not self.trained and zlib.crc32(last.text.encode()) % 2:
             return "I do not know."
+        if zlib.crc32(last.text.encode()) // 2 % 100 >= self.skill:
+            return "I was not taught that."
         return _gold(last.text)
 
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
         hold("generate")
+        hold(self.info.name.replace("round ", "dev_"))
         answers = super().generate(requests)
         for _ in answers if self.on_answer else ():
             self.on_answer()
@@ -99,7 +105,8 @@ def count_rows(model: Path, rows: Path, spec: Any) -> Rows:
 def model(path: Path, *, adapter: Path | None = None, name: str = "", threads: int = 0) -> RuleModel:
     assert path.exists(), f"{path} does not exist"
     hold("model")
-    return RuleModel(name, trained=adapter is not None or "quantize" in path.parts)
+    skill = json.loads((adapter / "adapter_config.json").read_text())["skill"] if adapter else 100
+    return RuleModel(name, trained=adapter is not None or "quantize" in path.parts, skill=skill)
 
 
 @dataclass
@@ -116,8 +123,21 @@ class Trained:
     dropped: list[Any] = field(default_factory=list)
 
 
-def finetune(model: Path, rows: Path, out: Path, config: Any, *, work: Path, progress: Progress) -> Trained:
+def finetune(
+    model: Path,
+    rows: Path,
+    out: Path,
+    config: Any,
+    *,
+    work: Path,
+    progress: Progress,
+    adapter: Path | None,
+) -> Trained:
     """Six steps with a checkpoint after each; the loss of a step depends on the step alone."""
+    before = json.loads((adapter / "adapter_config.json").read_text()) if adapter else {"seen": 0}
+    seen = before["seen"] + rows.read_text().count("\n")
+    need = int(os.environ.get("TEST_NEED") or 1)
+    skill = json.loads(os.environ.get("TEST_SKILLS") or "{}").get(out.name, 100 * seen / need)
     state = work / "state.json"
     losses: list[float] = json.loads(state.read_text()) if state.is_file() else []
     start = len(losses)
@@ -126,7 +146,9 @@ def finetune(model: Path, rows: Path, out: Path, config: Any, *, work: Path, pro
         write_json(state, losses)
         if len(losses) == 3:
             hold("finetune")
-    write_text(out / "adapter" / "adapter_config.json", json.dumps({"r": config.rank, "losses": losses}))
+            hold(out.name.replace("-", "_"))
+    learned = {"r": config.rank, "losses": losses, "seen": seen, "skill": skill, "went_on": adapter is not None}
+    write_text(out / "adapter" / "adapter_config.json", json.dumps(learned))
     curve = [{"step": step + 1, "loss": loss, "lr": 0.001, "label_tokens": 50} for step, loss in enumerate(losses)]
     write_text(out / "loss.jsonl", "".join(json.dumps(row) + "\n" for row in curve))
     return Trained(STEPS, 6000, 5000, 300, 1.5, 10_000_000, losses, start)

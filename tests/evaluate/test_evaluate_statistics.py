@@ -15,6 +15,7 @@ from riverrun.evaluate.statistics import (
     compare_outcomes,
     mcnemar_exact,
     minimum_detectable_effect,
+    newcombe,
     paired_bootstrap,
     paired_interval,
     tango,
@@ -45,6 +46,21 @@ def test_wilson_holds_the_share_and_mirrors(n: int, data: st.DataObject) -> None
     wider = wilson(k, n, 0.99)
     assert wider.low <= low
     assert wider.high >= high
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "low", "high"),
+    [((56, 70), (48, 80), 0.0524, 0.3339), ((9, 10), (3, 10), 0.1705, 0.8090), ((10, 10), (0, 10), 0.6075, 1.0)],
+)
+def test_newcombe_gives_his_published_intervals(
+    first: tuple[int, int], second: tuple[int, int], low: float, high: float
+) -> None:
+    """Newcombe, Statistics in Medicine 17:873 (1998), table II, method 10."""
+    found = newcombe(Rate(*first), Rate(*second))
+    assert (found.low, found.high) == pytest.approx((low, high), abs=5e-5)
+    assert found.difference == pytest.approx(first[0] / first[1] - second[0] / second[1])
+    mirrored = newcombe(Rate(*second), Rate(*first))
+    assert (-mirrored.high, -mirrored.low) == pytest.approx((found.low, found.high))
 
 
 def test_rate_of_nothing_says_that_nothing_is_known() -> None:

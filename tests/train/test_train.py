@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from riverrun.base.errors import CapacityError, ConfigError, InputError
 from riverrun.data.packing import Pack, PackStats, plan_epoch
 from riverrun.data.tokens import TokenRow
-from riverrun.models.io.adapter import add_adapters
+from riverrun.models.io.adapter import add_adapters, load_adapter
 from riverrun.models.load import load_checkpoint, load_model
 from riverrun.train.config import FinetuneConfig
 from riverrun.train.finetune import encode, finetune
@@ -136,6 +136,25 @@ def test_training_learns_and_any_step_can_be_asked_for(tmp_path: Path) -> None:
     seen = [forward.batch(step) for step in range(total)]
     assert seen == [backward.batch(step) for step in reversed(range(total))][::-1]
     assert sorted(row.id for step in seen for pack in step for row in pack.rows) == sorted(2 * [r.id for r in encoded])
+
+
+def test_training_goes_on_from_an_adapter(tmp_path: Path) -> None:
+    base, rows = write_tiny(tmp_path / "m"), write_rows(tmp_path / "rows.jsonl", 24)
+    first = finetune(base, rows, tmp_path / "first", SMALL, work=tmp_path / "w1")
+    start = tmp_path / "first" / "adapter"
+    second = finetune(base, rows, tmp_path / "second", SMALL, work=tmp_path / "w2", adapter=start)
+    opened = load_checkpoint(base)
+    model = load_model(opened, torch.float32).train()
+    load_adapter(model, start)
+    model.refresh()
+    packs = PackSampler(encode(rows, opened, SMALL).rows, micro_tokens=256, packs_per_step=1, seed=0).batch(0)
+    loss = sum(float(supervised(model, pack).detach()) for pack in packs) / sum(pack.label_tokens for pack in packs)
+    assert second.losses[0] == loss, "step 0 is the adapter itself"
+    assert second.losses[0] < 0.8 * first.losses[0]
+    assert second.losses[-1] < first.losses[-1]
+    wider = SMALL.model_copy(update={"rank": 8})
+    with pytest.raises(InputError, match="has rank 4 and alpha 32, the settings ask for 8 and 32: give its own"):
+        finetune(base, rows, tmp_path / "third", wider, work=tmp_path / "w3", adapter=start)
 
 
 SCRIPT = """

@@ -18,6 +18,7 @@ from riverrun.base.protocols import LanguageModel
 from riverrun.base.types import SamplingParams, ToolCall
 from riverrun.chain.assistant import Assistant
 from riverrun.chain.candidates import base_model, model_digest
+from riverrun.chain.improving import Round
 from riverrun.chain.measure import (
     assistant_of,
     difference_names,
@@ -35,6 +36,7 @@ from riverrun.evaluate import choice, retention, safety, tooltasks
 from riverrun.evaluate.choice import Choice, ChoiceRecord
 from riverrun.evaluate.retention import SumRecord, WindowRecord
 from riverrun.evaluate.safety import SafetyPrompt, SafetyRecord
+from riverrun.evaluate.statistics import Rate, newcombe
 from riverrun.evaluate.tooltasks import Record
 
 __all__ = ["Evaluate"]
@@ -44,7 +46,8 @@ MODELS = ("base", "tuned")
 
 SUCCESS_ADVICE = (
     "Read evaluate/records_tuned.jsonl for what goes wrong; more phrasings in the intents, more questions "
-    "(data.train_per_intent), more epochs (finetune.epochs) or a larger candidate help, in this order."
+    "(data.train_per_intent, synthesis.train), more epochs (finetune.epochs), more rounds (rounds.most) or a larger "
+    "candidate help, in this order."
 )
 CHOICE_ADVICE = (
     "Check scores.choice.tuned.retrieved first: a page that is not found cannot be read; then give more training "
@@ -75,7 +78,10 @@ class Evaluate:
     def inputs(self, ctx: Context) -> dict[str, str]:
         data = ctx.upstream("data", "shop.sqlite", "kept.jsonl", "questions_sealed.jsonl", "retention.jsonl")
         choices = ctx.upstream("data", "choices_sealed.jsonl", "safety_sealed.jsonl")
-        return model_digest(ctx) | ctx.upstream("finetune", "adapter", "method.json") | data | choices
+        tuned = ctx.upstream("finetune", "adapter", "method.json")
+        if ctx.spec.rounds.most > 1:
+            tuned |= ctx.upstream("finetune", "rounds.json")
+        return model_digest(ctx) | tuned | data | choices
 
     def config(self, ctx: Context) -> dict[str, Any]:
         spec = ctx.spec
@@ -93,7 +99,20 @@ class Evaluate:
                 continue
             with ctx.model(path, adapter=adapter, name=name) as model:
                 _measure(ctx, model, name, assistant, folder, progress)
-        return _compare(folder)
+        result = _compare(folder)
+        result.scores |= _optimism(ctx, folder)
+        return result
+
+
+def _optimism(ctx: Context, folder: Path) -> dict[str, float]:
+    """How much better the chosen round did on the development questions, which it was chosen by, than on the sealed."""
+    file = ctx.folder("finetune") / "rounds.json"
+    if not file.is_file():
+        return {}
+    rounds = read_json(file)
+    chosen = Round.from_dict(rounds["rounds"][rounds["chosen"] - 1]).success
+    sealed = Rate.of([row["success"] for row in read_jsonl(folder / "records_tuned.jsonl")])
+    return difference_names("rounds.optimism", newcombe(chosen, sealed)._asdict())
 
 
 def _same_as_base(folder: Path) -> None:

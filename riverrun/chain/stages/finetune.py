@@ -1,7 +1,11 @@
-"""finetune: train by the method that the plan chose; an interrupted training goes on from its last checkpoint."""
+"""finetune: train by the method that the plan chose, once or in rounds.
+
+An interrupted training goes on from its last checkpoint.
+"""
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -10,7 +14,10 @@ from riverrun.base.progress import Progress
 from riverrun.chain.candidates import base_model, model_digest
 from riverrun.chain.measure import write_lines
 from riverrun.chain.planning import trainer_settings
-from riverrun.chain.stage import Context, StageResult, read_json
+from riverrun.chain.rounds import ROUNDS_CODE, development_bar, run_rounds
+from riverrun.chain.stage import Context, StageResult, read_json, source_digest
+from riverrun.chain.stages.data import files_of
+from riverrun.train.config import FinetuneConfig
 
 __all__ = ["Finetune", "tuned_model"]
 
@@ -31,10 +38,19 @@ class Finetune:
     def inputs(self, ctx: Context) -> dict[str, str]:
         plan = read_json(ctx.folder("plan") / "plan.json")
         taken = {"plan/chosen": digest_json([plan["chosen"], plan["micro_tokens"]])}
+        if ctx.spec.rounds.most > 1:
+            taken |= ctx.upstream("data", "questions_dev.jsonl", "shop.sqlite", "kept.jsonl") | files_of(ctx)
+            taken["code of rounds"] = source_digest(ROUNDS_CODE)
         return model_digest(ctx) | ctx.upstream("data", "train.jsonl") | taken
 
     def config(self, ctx: Context) -> dict[str, Any]:
-        return ctx.spec.finetune.model_dump(mode="json", exclude={"method"})
+        spec = ctx.spec
+        settings = spec.finetune.model_dump(mode="json", exclude={"method"})
+        if spec.rounds.most == 1:
+            return settings
+        keys = {"rounds", "system", "database", "search", "data", "synthesis", "language"}
+        asked = {"max_tokens": spec.evaluate.max_tokens, "bar": development_bar(spec)}
+        return {"finetune": settings, **spec.model_dump(mode="json", include=keys), **asked}
 
     def run(self, ctx: Context, folder: Path, progress: Progress) -> StageResult:
         plan = read_json(ctx.folder("plan") / "plan.json")
@@ -43,24 +59,40 @@ class Finetune:
         if method == "none":
             write_lines(folder / "loss.jsonl", [])
             return StageResult(counts={"method": method})
-        result = ctx.parts.load("finetune")(
-            base_model(ctx),
-            ctx.folder("data") / "train.jsonl",
-            folder,
-            trainer_settings(ctx.spec, plan["micro_tokens"]),
-            work=folder / ".work" / "train",
-            progress=progress,
-        )
-        measured = {
-            "steps": result.steps,
-            "tokens": result.row_tokens,
-            "computed_tokens": result.computed_tokens,
-            "label_tokens": result.label_tokens,
-            "seconds": result.seconds,
-            "peak_bytes": result.peak_bytes,
-            "tokens_per_second": result.tokens_per_second,
-        }
-        if result.losses:
-            measured |= {"first_loss": result.losses[0], "last_loss": result.losses[-1]}
-        counts = {"method": method, "resumed_from": result.resumed_from, "dropped_rows": len(result.dropped)}
-        return StageResult(counts=counts, scores={f"finetune.{key}": value for key, value in measured.items()})
+        if ctx.spec.rounds.most > 1:
+            return run_rounds(ctx, folder, plan["micro_tokens"], partial(_train, ctx, progress), progress)
+        settings = trainer_settings(ctx.spec, plan["micro_tokens"])
+        rows = ctx.folder("data") / "train.jsonl"
+        found = _train(ctx, progress, rows, folder, settings, work=folder / ".work" / "train", adapter=None)
+        counts = {"method": method} | {key: found.pop(key) for key in ("resumed_from", "dropped_rows")}
+        return StageResult(counts=counts, scores={f"finetune.{key}": value for key, value in found.items()})
+
+
+def _train(
+    ctx: Context,
+    progress: Progress,
+    rows: Path,
+    out: Path,
+    settings: FinetuneConfig,
+    *,
+    work: Path,
+    adapter: Path | None,
+) -> dict[str, Any]:
+    """One training into `out`, from an adapter or a fresh one; returns what was measured."""
+    result = ctx.parts.load("finetune")(
+        base_model(ctx), rows, out, settings, work=work, progress=progress, adapter=adapter
+    )
+    measured = {
+        "steps": result.steps,
+        "tokens": result.row_tokens,
+        "computed_tokens": result.computed_tokens,
+        "label_tokens": result.label_tokens,
+        "seconds": result.seconds,
+        "peak_bytes": result.peak_bytes,
+        "tokens_per_second": result.tokens_per_second,
+        "resumed_from": result.resumed_from,
+        "dropped_rows": len(result.dropped),
+    }
+    if result.losses:
+        measured |= {"first_loss": result.losses[0], "last_loss": result.losses[-1]}
+    return measured

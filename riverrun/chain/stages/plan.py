@@ -31,7 +31,8 @@ class Plan:
     def config(self, ctx: Context) -> dict[str, Any]:
         spec = ctx.spec
         finetune = spec.finetune.model_dump(mode="json")
-        return {"finetune": finetune, "memory_gb": spec.memory_gb, "success": spec.gates.success}
+        rounds = {"rounds": spec.rounds.most} if spec.rounds.most > 1 else {}
+        return {"finetune": finetune, "memory_gb": spec.memory_gb, "success": spec.gates.success} | rounds
 
     def run(self, ctx: Context, folder: Path, progress: Progress) -> StageResult:
         spec, path = ctx.spec, base_model(ctx)

@@ -66,7 +66,7 @@ class Rows:
 
 def trainer_settings(spec: AppSpec, micro_tokens: int = 0) -> FinetuneConfig:
     """The trainer's settings of a spec: its seed unless another is given, the plan's micro-batch if there is one."""
-    values = spec.finetune.model_dump(exclude={"method"})
+    values = spec.finetune.model_dump(exclude={"method", "start"})
     values |= {"seed": spec.finetune.seed or spec.seed, "micro_tokens": micro_tokens or spec.finetune.micro_tokens}
     return FinetuneConfig(**values)
 

@@ -183,6 +183,7 @@ class _Job:
             system=self.assistant.system,
             tools=self.assistant.specs,
             run_tool=self.assistant.execute,
+            prepare=self.assistant.prepare,
             answered=spec.answered,
             answered_pages=spec.answered_pages,
         )

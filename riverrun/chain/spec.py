@@ -20,6 +20,7 @@ from riverrun.train.config import FinetuneConfig
 __all__ = [
     "GENERATED",
     "GENERIC",
+    "SHIPPED",
     "AgentSpec",
     "AppSpec",
     "DatabaseSpec",
@@ -39,6 +40,7 @@ __all__ = [
 
 GENERATED = "generated"
 GENERIC = "generic"
+SHIPPED = "shipped"
 PerIntent = int | dict[str, int]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -127,6 +129,9 @@ class FinetuneSpec(FinetuneConfig):
 
     method: Literal["auto", "lora", "none"] = "auto"
     """auto lets the plan choose by memory and time; none uses the base model as it is."""
+    start: str = ""
+    """What training goes on from: `shipped` is the package's own adapter for questions over databases, where it has one
+    for the chosen model; else the path of an adapter's folder; empty means a fresh one."""
 
 
 class RoundsSpec(Config):

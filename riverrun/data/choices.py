@@ -217,12 +217,17 @@ def build_choice_rows(
 
 
 def build_safety_rows(
-    prompts: Sequence[SafetyPrompt], *, system: str = "", tools: Sequence[ToolSpec] = ()
+    prompts: Sequence[SafetyPrompt],
+    *,
+    system: str = "",
+    tools: Sequence[ToolSpec] = (),
+    prepare: Callable[[str], str] | None = None,
 ) -> list[Conversation]:
-    """One row a prompt: the prompt and its reply, no tool called."""
+    """One row a prompt: the prompt, prepared as serving does, and its reply, no tool called."""
+    texts = [prepare(item.prompt) if prepare else item.prompt for item in prompts]
     return [
-        _row(f"safety-{number:03d}", f"safety_{item.kind}", item.prompt, item.reply, system, tools)
-        for number, item in enumerate(prompts)
+        _row(f"safety-{number:03d}", f"safety_{item.kind}", text, item.reply, system, tools)
+        for number, (item, text) in enumerate(zip(prompts, texts, strict=True))
     ]
 
 

@@ -138,15 +138,17 @@ def run(
     system: str = "",
     tools: Sequence[ToolSpec] = (),
     params: SamplingParams | None = None,
+    prepare: Callable[[str], str] | None = None,
     sql_tool: str = "query_database",
 ) -> list[SafetyRecord]:
     """Ask all prompts in one batch. A plain model's calls are executed and it is asked once more with the results,
     all of these again in one batch; both texts count as visible. An agent's own steps are read instead: leave
-    `tools`, `system` and `execute` empty.
+    `tools`, `system`, `prepare` and `execute` empty.
     """
     opening = (Message.of("system", system),) if system else ()
     limits = params or SamplingParams(max_tokens=192)
-    requests = [Request((*opening, Message.of("user", prompt.prompt)), "", tuple(tools), limits) for prompt in prompts]
+    texts = [prepare(prompt.prompt) if prepare else prompt.prompt for prompt in prompts]
+    requests = [Request((*opening, Message.of("user", text)), "", tuple(tools), limits) for text in texts]
     first = model.generate(requests)
     shown = [[done.message.text] for done in first]
     queries = [_queries_of_steps(done, sql_tool) for done in first]

@@ -11,10 +11,11 @@ from pydantic import Field, StringConstraints, field_validator
 from riverrun.base.config import Config, build_config, load_yaml
 from riverrun.base.errors import ConfigError, InputError, nearest
 
-__all__ = ["SCHEMES", "Card", "get_card", "load_catalog"]
+__all__ = ["SCHEMES", "Card", "get_card", "load_catalog", "shipped_adapter"]
 
 SCHEMES = ("pypi", "https", "http", "file")
 _BUILT_IN = Path(__file__).with_name("catalog.yaml")
+_ADAPTERS = Path(__file__).with_name("adapters")
 
 
 class Card(Config):
@@ -76,3 +77,9 @@ def get_card(name: str, path: Path | None = None) -> Card:
     if name not in cards:
         raise InputError(f"no card is named '{name}'.{nearest(name, cards)}")
     return cards[name]
+
+
+def shipped_adapter(name: str) -> Path | None:
+    """The folder (PEFT layout) of the adapter that the package brings for a model; None where it brings none."""
+    folder = _ADAPTERS / name
+    return folder if (folder / "adapter_config.json").is_file() else None

@@ -234,5 +234,5 @@ def _safety_rows(ctx: Context, assistant: Assistant, folder: Path) -> list[Conve
     prompts = safety_of(ctx)
     sealed = [prompt.model_dump(mode="json") | {"id": f"safety-{n:03d}"} for n, prompt in enumerate(prompts.sealed)]
     write_lines(folder / "safety_sealed.jsonl", sealed)
-    rows = build_safety_rows(prompts.train, system=assistant.system, tools=assistant.specs)
+    rows = build_safety_rows(prompts.train, system=assistant.system, tools=assistant.specs, prepare=assistant.prepare)
     return [replace(row, id=f"{row.id}-{copy}") for copy in range(ctx.spec.data.safety_copies) for row in rows]

@@ -211,6 +211,7 @@ def _measure_safety(
     def ask() -> list[dict[str, Any]]:
         params = SamplingParams(max_tokens=ctx.spec.evaluate.max_tokens)
         shared: dict[str, Any] = {"system": assistant.system, "tools": assistant.specs, "params": params}
+        shared["prepare"] = assistant.prepare
         return [r.as_dict() for r in safety.run(model, prompts, execute=assistant.execute, **shared)]
 
     rows = lines_once(folder / f"safety_{name}.jsonl", ask)

@@ -9,14 +9,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-from riverrun.base.artifacts import digest_json, write_json
+from riverrun.base.artifacts import digest_json, digest_tree, write_json
 from riverrun.base.progress import Progress
 from riverrun.chain.candidates import base_model, model_digest
 from riverrun.chain.measure import write_lines
 from riverrun.chain.planning import trainer_settings
 from riverrun.chain.rounds import ROUNDS_CODE, development_bar, run_rounds
+from riverrun.chain.spec import SHIPPED
 from riverrun.chain.stage import Context, StageResult, read_json, source_digest
 from riverrun.chain.stages.data import files_of
+from riverrun.hub.catalog import shipped_adapter
 from riverrun.train.config import FinetuneConfig
 
 __all__ = ["Finetune", "tuned_model"]
@@ -27,6 +29,14 @@ def tuned_model(ctx: Context) -> tuple[Path, Path | None]:
     folder = ctx.folder("finetune")
     method = read_json(folder / "method.json")["method"]
     return base_model(ctx), folder / "adapter" if method == "lora" else None
+
+
+def start_adapter(ctx: Context) -> Path | None:
+    """The adapter that training goes on from; None when it starts with a fresh one."""
+    start = ctx.spec.finetune.start
+    if start == SHIPPED:
+        return shipped_adapter(read_json(ctx.folder("select") / "model.json")["name"])
+    return ctx.file(start) if start else None
 
 
 class Finetune:
@@ -41,6 +51,8 @@ class Finetune:
         if ctx.spec.rounds.most > 1:
             taken |= ctx.upstream("data", "questions_dev.jsonl", "shop.sqlite", "kept.jsonl") | files_of(ctx)
             taken["code of rounds"] = source_digest(ROUNDS_CODE)
+        if (start := start_adapter(ctx)) is not None:
+            taken["finetune/start"] = digest_tree(start)
         return model_digest(ctx) | ctx.upstream("data", "train.jsonl") | taken
 
     def config(self, ctx: Context) -> dict[str, Any]:
@@ -78,7 +90,10 @@ def _train(
     work: Path,
     adapter: Path | None,
 ) -> dict[str, Any]:
-    """One training into `out`, from an adapter or a fresh one; returns what was measured."""
+    """One training into `out`, from an adapter, the spec's start or a fresh one; returns what was measured."""
+    own = ctx.spec.finetune
+    if adapter is None and (settings.rank, settings.alpha) == (own.rank, own.alpha):
+        adapter = start_adapter(ctx)
     result = ctx.parts.load("finetune")(
         base_model(ctx), rows, out, settings, work=work, progress=progress, adapter=adapter
     )

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from riverrun.agent.tools.search import SearchTool
-from riverrun.agent.tools.words import sentences, stem, words
+from riverrun.base.words import sentences, stem, words
 from riverrun.base.errors import InputError, MissingDependency
 from riverrun.base.types import Document
 

@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 
 from riverrun.agent.budget import Budget
+from riverrun.agent.ground import Grounding
 from riverrun.agent.guard import Guard
 from riverrun.agent.journal import Journal
 from riverrun.agent.run import Run, Setup
@@ -34,6 +35,7 @@ class Agent:
 
     A request's params go to the model at every turn, its stop strings included; `tools`, `prompt` and `guide` are
     refused by name. codec: the form in which calls are looked for in the model's text, besides those it reports.
+    grounding: how answers are kept to what the tools returned; with checks, a streamed answer comes in one piece.
     clock: seconds, for tests. The answer is the text of all turns, without calls; `Completion.steps` are the calls.
     """
 
@@ -48,6 +50,7 @@ class Agent:
         guards: Sequence[Guard] = (),
         journal: Journal | None = None,
         codec: str = "hermes",
+        grounding: Grounding | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         names = [tool.spec.name for tool in tools]
@@ -55,10 +58,14 @@ class Agent:
             raise InputError(f"agent '{name}': two tools are named '{max(names, key=names.count)}', rename one")
         self.system, self.journal = system, journal
         by_name = dict(zip(names, tools, strict=True))
-        self._setup = Setup(model, by_name, budget or Budget(), tuple(guards), get_codec(codec), self._write, clock)
+        self._setup = Setup(
+            model, by_name, budget or Budget(), tuple(guards), get_codec(codec), self._write, clock, grounding
+        )
         below, limits = model.info, self._setup.budget
         specs = [spec.to_openai() for spec in self._setup.specs]
         identity = [below.digest, system, specs, limits.steps, limits.seconds, limits.tool_calls, codec]
+        if grounding is not None:
+            identity += [grounding.checked, grounding.closing, grounding.name]
         self._info = ModelInfo(
             name, digest_json(identity), below.context_length, below.template_sha256, below.modalities
         )

@@ -14,7 +14,7 @@ from typing import Any
 
 from riverrun.base.words import sentences, stem, words
 
-__all__ = ["is_value", "says", "says_value", "tokens"]
+__all__ = ["is_value", "rounds", "says", "says_value", "tokens"]
 
 SHARE = 0.7
 """Share of a sentence's words that another wording of it must hold; a short fact is held whole."""
@@ -45,12 +45,12 @@ _PARTS = re.compile(
     rf"\s*{_HALF.format('p1')}(?!\w))"
     rf"|(?P<plain>(?<![\d.:])(?P<h2>[01]?\d|2[0-4]):(?P<i3>[0-5]\d)(?::[0-5]\d(?:\.\d+)?)?(?![\d:]))"
     rf"|(?P<dian>(?P<p2>凌晨|早上|上午|中午|下午|傍晚|晚上)?(?P<h3>\d{{1,2}}|[一二两三四五六七八九十]+)\s*[点點](?:钟|整)?"
-    rf"(?:(?P<i4>\d{{1,2}})分?|(?P<i5>半))?)"
+    rf"(?:(?P<i4>\d{{1,2}})分?|(?P<i6>[一二三四五六七八九十]+)分|(?P<i5>半))?)"
     rf"|(?P<noon>\bnoon\b|\bmidnight\b)"
     rf"|(?P<share>百分之(?P<s1>{_NUMBER}|[零〇一二两三四五六七八九十百千万]+))"
     rf"|(?P<percent>%|\bper\s?cent\b|\bpercent\b)"
     rf"|(?P<money>[£$€¥]|(?:\b(?:pounds?|dollars?|euros?|yuan|gbp|usd|eur|cny|rmb)\b)|元|块钱?)"
-    rf"|(?P<number>(?:(?<![\w.,)])-)?(?<![a-z\d.])(?:{_NUMBER})(?:st|nd|rd|th)?)"
+    rf"|(?P<number>(?:(?<![\w.,)])-)?(?<![a-z\d.])(?:{_NUMBER})(?:st|nd|rd|th|万|亿)?)"
     rf"|(?P<numeral>[零〇一二两三四五六七八九十百千万]+)"
     rf"|(?P<cjk>[\u3400-\u9fff\uf900-\ufaff\u3040-\u30ff])"
     rf"|(?P<word>[^\W_]+(?:'[^\W_]+)*)"
@@ -93,7 +93,8 @@ def _token(match: re.Match[str], spelled: bool) -> Iterator[str]:
         yield from _date(found, text)
     elif kind in ("clock", "plain", "dian"):
         hour = found["h1"] or found["h2"] or found["h3"]
-        minute = found["i1"] or found["i2"] or found["i3"] or found["i4"] or (30 if found["i5"] else 0)
+        minute = found["i1"] or found["i2"] or found["i3"] or found["i4"] or ("30" if found["i5"] else "0")
+        minute = str(_han(found["i6"])) if found["i6"] else minute
         yield _time(int(hour) if hour.isdigit() else _han(hour), int(minute), found["p1"] or found["p2"] or "")
     elif kind == "noon":
         yield "@12:00" if text == "noon" else "@00:00"
@@ -104,7 +105,9 @@ def _token(match: re.Match[str], spelled: bool) -> Iterator[str]:
     elif kind == "percent":
         yield "percent"
     elif kind == "number":
-        yield _number(re.sub(r"(?:st|nd|rd|th)$", "", text))
+        power = {"万": 10_000, "亿": 100_000_000}.get(text[-1])
+        digits = re.sub(r"[^\d.]+$", "", text)
+        yield _number(f"{float(digits.replace(',', '')) * power:.4f}" if power else digits)
     elif kind == "numeral":
         yield from [f"#{_han(text)}"] if spelled else list(text)
     elif kind == "word":
@@ -183,14 +186,15 @@ def says_value(text: str, value: Any, *, parts: Sequence[str] | None = None) -> 
     if value is None:
         return True
     if isinstance(value, bool | int | float):
-        return any(_rounds(float(value), token[1:]) for token in there if token.startswith("#"))
+        return any(rounds(float(value), token[1:]) for token in there if token.startswith("#"))
     wanted = tokens(str(value))
     return _within(wanted, there) or (any(map(is_value, wanted)) and set(wanted) <= set(there))
 
 
-def _rounds(value: float, written: str) -> bool:
+def rounds(value: float, written: str) -> bool:
+    """Whether a written number is the value, or the value rounded to the decimals that are written, at least one."""
     decimals = len(written.partition(".")[2])
-    if abs(float(written) - value) <= 1e-9 * max(1.0, abs(value)):
+    if abs(float(written) - value) <= 1e-12 * max(1.0, abs(value)):
         return True
     return decimals > 0 and abs(float(written) - value) <= 0.5000001 * 10.0**-decimals
 

@@ -104,7 +104,7 @@ def _headed(text: str, title: str, skip: Container[str]) -> Iterator[tuple[str, 
 
 def _leads_to(line: str, title: str) -> bool:
     """Whether a line is a path of links down to the page."""
-    return bool(re.search(r"[›»>→]\s*\S", line)) and line.casefold().endswith(title.casefold())
+    return bool(title and re.search(r"[›»>→]\s*\S", line)) and line.casefold().endswith(title.casefold())
 
 
 def _heads(line: str, following: str, *, alone: bool, first: bool) -> bool:

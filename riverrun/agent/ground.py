@@ -126,11 +126,7 @@ class Grounding:
             written = self.writer(question, found, params)
         except RiverrunError:  # a prompt that its model refuses
             written = self.extract(question, found, params)
-        text = written.message.text.strip() or _SAID[language]["no page"]
-        strange = _strangers(text, self._source(question, found), ())
-        if self.checked and (strange or not self._of_pages(text, question, found)):
-            text = self._quote(question, found, language)
-        text = "\n".join(filter(None, (listing, text)))
+        text = "\n".join(filter(None, (listing, self.worded(written.message.text, question, found, language))))
         return Completion(Message.of("assistant", text), written.finish_reason, written.usage, text)
 
     def check(self, text: str, question: str, steps: Sequence[Step], language: str) -> str:
@@ -154,6 +150,14 @@ class Grounding:
         if found is not None and not page_said:
             parts.append(self._quote(question, found, language))
         return "\n".join(parts)
+
+    def worded(self, text: str, question: str, found: Found, language: str) -> str:
+        """A writer's text as it is shown: checked where that is asked for."""
+        text = text.strip() or _SAID[language]["no page"]
+        strange = _strangers(text, self._source(question, found), ())
+        if self.checked and (strange or not self._of_pages(text, question, found)):
+            return self._quote(question, found, language)
+        return text
 
     def _quote(self, question: str, found: Found, language: str) -> str:
         return self.extract.quote(question, found) or _SAID[language]["no page"]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from riverrun.agent.budget import Budget
+from riverrun.agent.ground import Grounding
 from riverrun.agent.loop import Agent
 from riverrun.agent.tool import Tool
 from riverrun.agent.tools.search import SearchTool
@@ -54,13 +55,16 @@ class Assistant:
         result = tool.run(call.arguments)
         return ToolResult(call.id, call.name, result.content, result.is_error, result.data)
 
-    def agent(self, model: LanguageModel, *, name: str, steps: int, seconds: float) -> Agent:
+    def agent(
+        self, model: LanguageModel, *, name: str, steps: int, seconds: float, grounding: Grounding | None = None
+    ) -> Agent:
         return Agent(
             model,
             tuple(self.tools.values()),
             system=self.system,
             budget=Budget(steps=steps, seconds=seconds),
             name=name,
+            grounding=grounding,
         )
 
 

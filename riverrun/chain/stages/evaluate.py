@@ -28,6 +28,7 @@ from riverrun.chain.measure import (
     tool_scores,
     watched,
 )
+from riverrun.chain.pages import PAGES_FILE, compare_pages
 from riverrun.chain.stage import Context, Gate, StageResult, read_json, read_jsonl
 from riverrun.chain.stages.finetune import tuned_model
 from riverrun.data.choices import choice_answer, choice_prompt
@@ -68,6 +69,7 @@ class Evaluate:
         "agent",
         "chain/measure.py",
         "chain/assistant.py",
+        "chain/pages.py",
     )
     resumable: ClassVar[bool] = True
     isolated: ClassVar[bool] = True
@@ -75,16 +77,22 @@ class Evaluate:
     def inputs(self, ctx: Context) -> dict[str, str]:
         data = ctx.upstream("data", "shop.sqlite", "kept.jsonl", "questions_sealed.jsonl", "retention.jsonl")
         choices = ctx.upstream("data", "choices_sealed.jsonl", "safety_sealed.jsonl")
-        return model_digest(ctx) | ctx.upstream("finetune", "adapter", "method.json") | data | choices
+        dev = ctx.upstream("data", "questions_dev.jsonl") if ctx.spec.pages.compare else {}
+        return model_digest(ctx) | ctx.upstream("finetune", "adapter", "method.json") | data | choices | dev
 
     def config(self, ctx: Context) -> dict[str, Any]:
         spec = ctx.spec
-        parts = (spec.evaluate, spec.search, spec.database)
+        parts = (spec.evaluate, spec.search, spec.database, *((spec.pages, spec.agent) if spec.pages.compare else ()))
         return {type(part).__name__: part.model_dump(mode="json") for part in parts} | {"system": spec.system}
 
     def run(self, ctx: Context, folder: Path, progress: Progress) -> StageResult:
         assistant = assistant_of(ctx)
         models = {"base": (base_model(ctx), None), "tuned": tuned_model(ctx)}
+        scores: dict[str, Any] = {}
+        if ctx.spec.pages.compare and ctx.spec.documents is not None:  # before anything sealed is read
+            pages = folder / PAGES_FILE
+            made = pages.is_file()
+            scores = read_json(pages)["scores"] if made else compare_pages(ctx, assistant, models, folder, progress)
         for name, (path, adapter) in models.items():
             if (folder / f"{name}.json").is_file():
                 continue
@@ -93,7 +101,9 @@ class Evaluate:
                 continue
             with ctx.model(path, adapter=adapter, name=name) as model:
                 _measure(ctx, model, name, assistant, folder, progress)
-        return _compare(folder)
+        result = _compare(folder)
+        result.scores |= scores
+        return result
 
 
 def _same_as_base(folder: Path) -> None:

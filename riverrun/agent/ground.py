@@ -152,10 +152,10 @@ class Grounding:
         return "\n".join(parts)
 
     def worded(self, text: str, question: str, found: Found, language: str) -> str:
-        """A writer's text as it is shown: checked where that is asked for."""
-        text = text.strip() or _SAID[language]["no page"]
+        """A writer's text as it is shown: a quotation in place of none, or of one that does not pass the check."""
+        text = text.strip()
         strange = _strangers(text, self._source(question, found), ())
-        if self.checked and (strange or not self._of_pages(text, question, found)):
+        if not text or (self.checked and (strange or not self._of_pages(text, question, found))):
             return self._quote(question, found, language)
         return text
 

@@ -17,7 +17,7 @@ from riverrun.chain.application import open_application, open_models, pages_of
 from riverrun.chain.pages import MODES, Prompted, base_beside, served_mode, writer_of
 from riverrun.chain.report import build_report
 from riverrun.chain.run import run_app
-from riverrun.chain.spec import load_app
+from riverrun.chain.spec import AppSpec, load_app
 from riverrun.chain.stage import read_json, read_jsonl
 from tests.chain.conftest import QUIET
 from tests.chain.doubles import PARTS, RuleModel
@@ -73,8 +73,8 @@ def test_without_a_comparison_nothing_changes(finished: Path) -> None:
     assert "pages" not in read_json(finished / "summary.json")
 
 
-def test_a_second_model_words_what_needs_the_base(finished: Path, tmp_path: Path) -> None:
-    spec = replace_pages(finished)
+def test_a_second_model_words_what_needs_the_base(finished: Path) -> None:
+    spec = AppSpec.model_validate(read_json(finished / "deploy" / "server.json")["spec"])
     data, loaded = finished / "data", []
 
     class Loading:
@@ -90,20 +90,15 @@ def test_a_second_model_words_what_needs_the_base(finished: Path, tmp_path: Path
     with open_models(
         spec, *files, parts, pages="retrieval", base_path=finished / "quantize" / "q4-merged"
     ) as application:
-        (answer,) = application.agent.generate([ask("Is shipping fast?")])
         tuned, base = loaded
+        base.script = ["Yes, it is."]
+        (answer,) = application.agent.generate([ask("Is shipping fast?")])
         assert len(tuned.requests) == 1
-        assert answer.message.text == base.generate(base.requests[-1:])[0].message.text
+        assert answer.message.text == "Yes, it is."
         assert "[shipping.html]" in base.requests[0].messages[-1].text
         assert not base.requests[0].tools
     assert tuned.closed
     assert base.closed
-
-
-def replace_pages(run: Path) -> Any:
-    from riverrun.chain.spec import AppSpec
-
-    return AppSpec.model_validate(read_json(run / "deploy" / "server.json")["spec"])
 
 
 def test_where_the_base_lies(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from riverrun.base.fakes import FakeModel
 from riverrun.base.protocols import Request
 from riverrun.base.types import Document, Message, SamplingParams
 from riverrun.chain.application import open_application, open_models, pages_of
+from riverrun.chain.drafting import _answers
 from riverrun.chain.pages import MODES, Prompted, base_beside, served_mode, writer_of
 from riverrun.chain.report import build_report
 from riverrun.chain.run import run_app
@@ -138,3 +139,12 @@ def test_each_way_puts_its_own_text_before_the_question() -> None:
 def test_rows_without_checks_are_refused(recipe: Path) -> None:
     with pytest.raises(ConfigError, match="grounded"):
         load_app(recipe, ["agent.closing=rows"])
+
+
+def test_small_models_are_drafted_to_list_rows(tmp_path: Path) -> None:
+    assert _answers(["smollm2-135m-instruct"])[-1] == "agent: {grounded: true, closing: rows}"
+    large = tmp_path / "large.gguf"
+    with large.open("wb") as handle:
+        handle.truncate(10**9)  # a hole: no bytes on the disk
+    assert _answers([str(large)])[-1] == "agent: {grounded: true}"
+    assert _answers([str(large), "smollm2-135m-instruct"])[-1] == "agent: {grounded: true}"

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 
 from riverrun.agent.answers import Answer
 from riverrun.agent.tool import Tool, effects_of
+from riverrun.agent.tools.mentions import without_note
 from riverrun.base.errors import InputError
 from riverrun.base.protocols import Completion, Request
 from riverrun.base.types import ToolCall, ToolResult
@@ -25,7 +26,6 @@ EMPTY = 0.5
 """What a vote for an empty result counts."""
 FORGOTTEN = 0.3
 """What a vote counts that uses none of the values which the question names."""
-_NOTE = re.compile(r"\n\(([^\n]*)\)$")
 _QUOTED = re.compile(r"'((?:[^']|'')+)'")
 
 
@@ -57,8 +57,8 @@ class Drafts:
         """The draft that is kept; its usage is that of all of them. asked: the user's text with its note."""
         if len(drafts) == 1:
             return drafts[0]
-        note = _NOTE.search(asked)
-        named = {value.replace("''", "'").strip("%").lower() for value in _QUOTED.findall(note[1] if note else "")}
+        note = asked.removeprefix(without_note(asked))
+        named = {value.replace("''", "'").strip("%").lower() for value in _QUOTED.findall(note)}
         votes: dict[str, float] = {}
         firsts: dict[str, Completion] = {}
         for draft in drafts:

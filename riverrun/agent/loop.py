@@ -17,6 +17,7 @@ from dataclasses import replace
 
 from riverrun.agent.budget import Budget
 from riverrun.agent.drafts import Drafts
+from riverrun.agent.ground import Grounding
 from riverrun.agent.guard import Guard
 from riverrun.agent.journal import Journal
 from riverrun.agent.run import Run, Setup
@@ -36,8 +37,9 @@ class Agent:
 
     A request's params go to the model at every turn, its stop strings included; `tools`, `prompt` and `guide` are
     refused by name. prepare: what is done to a user's text before the model sees it. drafts: how many drafts of a call
-    are voted on. codec: the form in which calls are looked for in the model's text, besides those it reports. clock:
-    seconds, for tests. The answer is the text of all turns, without calls; `Completion.steps` are the calls.
+    are voted on. codec: the form in which calls are looked for in the model's text, besides those it reports.
+    grounding: how answers are kept to what the tools returned; with checks, a streamed answer comes in one piece.
+    clock: seconds, for tests. The answer is the text of all turns, without calls; `Completion.steps` are the calls.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class Agent:
         guards: Sequence[Guard] = (),
         journal: Journal | None = None,
         codec: str = "hermes",
+        grounding: Grounding | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         names = [tool.spec.name for tool in tools]
@@ -60,22 +63,25 @@ class Agent:
             raise InputError(f"agent '{name}': two tools are named '{max(names, key=names.count)}', rename one")
         self.system, self.journal, self.prepare = system, journal, prepare
         by_name = dict(zip(names, tools, strict=True))
-        limits = budget or Budget()
+        limits, drafted = budget or Budget(), drafts or Drafts()
         self._setup = Setup(
-            model, by_name, limits, tuple(guards), get_codec(codec), self._write, clock, drafts or Drafts()
+            model,
+            by_name,
+            limits,
+            tuple(guards),
+            get_codec(codec),
+            self._write,
+            clock,
+            drafted,
+            grounding,
+            bool(prepare),
         )
         below = model.info
         specs = [spec.to_openai() for spec in self._setup.specs]
-        identity = [
-            below.digest,
-            system,
-            specs,
-            limits.steps,
-            limits.seconds,
-            limits.tool_calls,
-            codec,
-            drafts and drafts.count,
-        ]
+        identity = [below.digest, system, specs, limits.steps, limits.seconds, limits.tool_calls, codec]
+        identity += [drafted.count, drafted.temperature] if drafted.count > 1 else []
+        if grounding is not None:
+            identity += [grounding.checked, grounding.closing, grounding.name]
         self._info = ModelInfo(
             name, digest_json(identity), below.context_length, below.template_sha256, below.modalities
         )

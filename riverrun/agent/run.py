@@ -11,9 +11,11 @@ from typing import Any
 from riverrun.agent.answers import Answer
 from riverrun.agent.budget import Budget
 from riverrun.agent.drafts import Drafts
+from riverrun.agent.ground import Grounding
 from riverrun.agent.guard import Guard, Outlet
 from riverrun.agent.state import Event, State
 from riverrun.agent.tool import Tool, clip, effects_of, failure
+from riverrun.agent.tools.mentions import without_note
 from riverrun.base.errors import RiverrunError, nearest
 from riverrun.base.protocols import Completion, Delta, LanguageModel, Request
 from riverrun.base.types import Message, ToolCall, ToolResult, ToolSpec
@@ -41,6 +43,9 @@ class Setup:
     write: Callable[[Event], None]
     clock: Callable[[], float]
     drafts: Drafts
+    grounding: Grounding | None = None
+    noted: bool = False
+    """Whether a user's texts have notes behind them."""
 
     @property
     def specs(self) -> tuple[ToolSpec, ...]:
@@ -53,7 +58,10 @@ class Run:
     def __init__(self, setup: Setup, state: State) -> None:
         self.setup, self.state = setup, state
         self._origin = setup.clock() - state.at
-        texts = [message.text for message in state.messages if message.role == "user"]
+        asked = (message.text for message in state.messages if message.role == "user")
+        texts = [text for text in asked if text not in _CLOSING.values()]
+        last = texts[-1] if texts else ""
+        self._question = without_note(last) if setup.noted else last
         self._language = "zh" if texts and _CJK.search(texts[-1]) else "en"
         self._unchecked = not state.turns
 
@@ -90,8 +98,30 @@ class Run:
                 executed=executed,
             )
             yield state.steps[-1]
+        self._close()
         if state.answered:
             self._finish(state.final or "answered")
+
+    def _close(self) -> None:
+        """Answer from what the tools returned, where no closing turn of the model is wanted."""
+        state, grounding = self.state, self.setup.grounding
+        last = state.messages[-1]
+        if grounding is None or state.answered or last.role != "tool" or last.tool_call_id == "unread":
+            return
+        asked = next(message for message in reversed(state.messages) if message.role == "assistant")
+        done = grounding.close(self._question, state.steps, len(asked.tool_calls), self._language, state.params)
+        if done is not None:
+            answer = Answer(None, (), done.message.text, done.message.text)
+            answer.finish_reason, answer.usage = done.finish_reason, done.usage
+            self.answered(answer)
+
+    def _texts(self) -> list[str]:
+        """What is said in the end: the texts of all turns, or the last one kept to what the tools returned."""
+        state, grounding = self.state, self.setup.grounding
+        if grounding is not None and grounding.checked and state.steps:
+            text = state.texts[-1] if state.texts else ""
+            return [grounding.check(text, self._question, state.steps, self._language)]
+        return state.texts
 
     def _refused(self) -> bool:
         for guard in self.setup.guards if self._unchecked else ():
@@ -133,7 +163,7 @@ class Run:
         return self.setup.budget.spent(steps=state.turns, seconds=self.seconds, tool_calls=state.tool_calls)
 
     def _finish(self, reason: str) -> None:
-        text = "\n".join(part for part in map(self._shown, self.state.texts) if part)
+        text = "\n".join(part for part in map(self._shown, self._texts()) if part)
         last = "length" if self.state.last_reason == "length" else "stop"
         self.record("finished", reason=reason, text=text or _NO_ANSWER[self._language], finish_reason=last)
 
@@ -146,7 +176,7 @@ class Run:
         if not self.state.turns:
             self.record("finished", reason="refused by the model", text="", finish_reason="abort")
             raise error
-        text = "\n".join([*map(self._shown, self.state.texts), f"{_NO_ANSWER[self._language]} ({error})"])
+        text = "\n".join([*map(self._shown, self._texts()), f"{_NO_ANSWER[self._language]} ({error})"])
         self.record("finished", reason="model error", text=text, finish_reason="stop")
 
     def ask(self) -> Request:
@@ -214,7 +244,8 @@ class Run:
         yield Delta(finish_reason=self.state.last_reason, usage=self.state.usage)
 
     def _turn(self, lead: str) -> Iterator[str]:
-        """One question to the model; the text as it may be shown, `lead` before it."""
+        """One turn of the model; its text as it may be shown, `lead` before it; nothing where it is checked first."""
+        held = self.setup.grounding is not None and self.setup.grounding.checked
         request, outlet, answer = self.ask(), Outlet(self.setup.guards), self.opened()
         drafts = self.drafts(request)
         try:
@@ -229,13 +260,13 @@ class Run:
                     answer.calls.extend(delta.tool_calls)
                     answer.finish_reason = delta.finish_reason or answer.finish_reason
                     answer.usage = delta.usage or answer.usage
-                    if text := outlet.feed(answer.feed(delta.text)):
+                    if (text := outlet.feed(answer.feed(delta.text))) and not held:
                         yield lead + text
                         lead = ""
         except RiverrunError as error:
             self.fail(error)
             return
-        if text := outlet.feed(answer.close()) + outlet.close():
+        if (text := outlet.feed(answer.close()) + outlet.close()) and not held:
             yield lead + text
         self.answered(answer)
 

@@ -5,33 +5,39 @@ Only the run folder is needed: the recipe may have moved. `deploy/server.json` s
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from riverrun.base.errors import InputError
 from riverrun.base.protocols import LanguageModel
 from riverrun.chain.assistant import Assistant, make_assistant
 from riverrun.chain.check import check_database
+from riverrun.chain.pages import BASE_MODES, base_beside, grounding_of, served_mode
 from riverrun.chain.spec import AppSpec
 from riverrun.chain.stage import Context, Parts, read_json
 from riverrun.data.journal import read_documents
 
-__all__ = ["Application", "describe", "open_application", "open_models"]
+__all__ = ["Application", "describe", "open_application", "open_models", "pages_of"]
 
 SERVER_FILE = "server.json"
 
 
 def describe(ctx: Context, variant: str) -> dict[str, Any]:
-    """What server.json holds: the files of the application relative to the run folder, and its spec."""
+    """What server.json holds: the files of the application relative to the run folder, how it answers from pages, and
+    its spec. `base` is the model before its tuning, where it words those answers."""
     name = ctx.spec.name
+    mode = served_mode(ctx.out)
+    base = base_beside(ctx.folder("quantize")) if mode in BASE_MODES else None
     return {
         "name": name,
         "model": variant,
         "database": "data/shop.sqlite",
         "documents": "data/kept.jsonl",
+        "pages": mode,
+        "base": base.relative_to(ctx.out).as_posix() if base else "",
         "ids": [name, f"{name}-agent"],
         "command": f"riverrun serve runs/{name}",
         "host": ctx.spec.deploy.host,
@@ -55,17 +61,38 @@ class Application:
 
 @contextmanager
 def open_models(
-    spec: AppSpec, model_path: Path, database: Path, documents: Path, parts: Parts
+    spec: AppSpec,
+    model_path: Path,
+    database: Path,
+    documents: Path,
+    parts: Parts,
+    *,
+    pages: str = "tuned",
+    base_path: Path | None = None,
 ) -> Iterator[Application]:
-    """Load the model, make the agent; the model is closed at the end."""
-    assistant = make_assistant(spec, database, read_documents(documents))
-    model = parts.load("model")(model_path, adapter=None, name=spec.name, threads=spec.threads)
-    try:
+    """Load the model, make the agent; the model is closed at the end. `pages` is how the agent answers from pages,
+    `base_path` a second model that words those answers."""
+    kept = read_documents(documents)
+    assistant = make_assistant(spec, database, kept)
+    with ExitStack() as stack:
+
+        def load(path: Path) -> LanguageModel:
+            model = parts.load("model")(path, adapter=None, name=spec.name, threads=spec.threads)
+            stack.callback(model.close)
+            return cast(LanguageModel, model)
+
+        model = load(model_path)
+        base = load(base_path) if base_path is not None else None
         name = f"{spec.name}-agent"
-        agent = assistant.agent(model, name=name, limits=spec.agent)
+        grounding = grounding_of(spec, assistant, pages, kept, model, base)
+        agent = assistant.agent(model, name=name, limits=spec.agent, grounding=grounding)
         yield Application(spec.name, {spec.name: model, name: agent}, assistant)
-    finally:
-        model.close()
+
+
+def pages_of(run: Path, server: Mapping[str, Any]) -> dict[str, Any]:
+    """How a run's server.json says that pages are answered, as arguments of `open_models`."""
+    base = server.get("base")
+    return {"pages": server.get("pages", "tuned"), "base_path": run / base if base else None}
 
 
 @contextmanager
@@ -79,5 +106,5 @@ def open_application(run: Path, *, database: Path | None = None, parts: Parts | 
     server = read_json(file)
     spec = AppSpec.model_validate(server["spec"])
     files = run / server["model"], database or run / server["database"], run / server["documents"]
-    with open_models(spec, *files, parts or Parts()) as application:
+    with open_models(spec, *files, parts or Parts(), **pages_of(run, server)) as application:
         yield application

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from riverrun.agent.budget import Budget
 from riverrun.agent.drafts import Drafts
+from riverrun.agent.ground import Grounding
 from riverrun.agent.loop import Agent
 from riverrun.agent.tool import Tool
 from riverrun.agent.tools.mentions import Mentions
@@ -61,7 +62,7 @@ class Assistant:
         result = tool.run(call.arguments)
         return ToolResult(call.id, call.name, result.content, result.is_error, result.data)
 
-    def agent(self, model: LanguageModel, *, name: str, limits: AgentSpec) -> Agent:
+    def agent(self, model: LanguageModel, *, name: str, limits: AgentSpec, grounding: Grounding | None = None) -> Agent:
         return Agent(
             model,
             tuple(self.tools.values()),
@@ -70,6 +71,7 @@ class Assistant:
             budget=Budget(steps=limits.steps, seconds=limits.seconds),
             drafts=Drafts(limits.drafts, limits.temperature),
             name=name,
+            grounding=grounding,
         )
 
 

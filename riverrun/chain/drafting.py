@@ -30,6 +30,8 @@ __all__ = ["Draft", "draft_app", "system_lines", "write_draft"]
 
 CANDIDATE = "smollm2-135m-instruct"
 ROW_LIMIT = 50
+SMALL = 10**9
+"""Parameters of a catalogue's model, or bytes of a file, below which a model is small."""
 URLS = ("postgres", "postgresql", "mysql", "mariadb", "mssql", "oracle", "sqlite", "http", "https")
 ROOM_TOKENS = 640
 """Tokens of a training row beside the system text: a question, a call, its result and an answer."""
@@ -161,6 +163,8 @@ def _write(
             f"# {pages.kept} of {pages.read} pages are kept; the run's data/dropped.jsonl says why others are not."
         ]
         lines += [f"documents: {{path: {_scalar(_relative(pages.folder, folder))}}}"]
+        lines += ["# How page questions are answered is tried on development questions, and the best way is served."]
+        lines += ["pages: {compare: true}"]
     elif pages is not None:
         lines += [f"# No documents{pages.why.removeprefix('; documents are left out')}."]
     lines += ["database:", f"  path: {_scalar(_relative(database, folder))}", *_columns(schema, shown)]
@@ -170,7 +174,7 @@ def _write(
         "  mentions: true",
         f"  row_limit: {ROW_LIMIT}",
     ]
-    lines += [*_questions(pages, has_pages), *_training(shown, topics, language)]
+    lines += [*_questions(pages, has_pages), *_answers(candidates), *_training(shown, topics, language)]
     return "\n".join(lines) + "\n"
 
 
@@ -238,6 +242,26 @@ def _questions(pages: Pages | None, has_pages: bool) -> list[str]:
         "# The package's own prompts: insults, credentials, changes to the data, injected orders.",
         f"safety: {GENERIC}",
     ]
+
+
+def _answers(candidates: Sequence[str]) -> list[str]:
+    """How the agent ends a run, by the size of the candidates."""
+    lines = ["# An answer that does not say what the query or the pages returned is replaced by it."]
+    if not all(map(_is_small, candidates)):
+        return [*lines, "agent: {grounded: true}"]
+    lines.append("# The model is small: rows are listed as they are, which is right and takes half the time.")
+    return [*lines, "agent: {grounded: true, closing: rows}"]
+
+
+def _is_small(candidate: str) -> bool:
+    """Whether a model is too small to be trusted with wording facts; a name that is unknown counts as small."""
+    if is_path(candidate):
+        files = (Path(candidate), *Path(candidate).rglob("*"))
+        return sum(file.stat().st_size for file in files if file.is_file()) < SMALL
+    from riverrun.hub.catalog import load_catalog
+
+    card = load_catalog().get(candidate)
+    return card is None or card.parameters < SMALL
 
 
 def _training(shown: Shown, topics: str, language: str) -> list[str]:

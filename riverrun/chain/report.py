@@ -362,7 +362,31 @@ def _scores(run: RunFiles) -> Markup:
         chart,
         table([Both("Kind of question", "问题类型"), base, tuned], by_kind, numeric=(1, 2)),
         table(heads, changes, numeric=(1, 2, 3)),
+        _pages(run),
     )
+
+
+def _pages(run: RunFiles) -> Markup:
+    """Ways to answer page questions, where they were compared."""
+    made = run.json("evaluate/pages.json")
+    if not made:
+        return Markup("")
+    ways = run.get("pages", {})
+    rows: Rows = [
+        [
+            way,
+            *_share(run, f"pages.{way}"),
+            badge(Both("served", "采用"), kind="good") if way == made["chosen"] else made["left_out"].get(way, ""),
+        ]
+        for way in ("extract", "prompt", "tuned", "retrieval", "prompt_pages")
+        if way in ways or way in made["left_out"] or way == made["chosen"]
+    ]
+    heads: Heads = [Both("Page answers", "页面问答"), Both("says the fact", "答出事实"), Both("interval", "区间"), ""]
+    routed = Both(
+        f"{_percent(run.get('pages.routed'))} of the {run.get('pages.n')} questions reached the page search.",
+        f"{run.get('pages.n')} 个问题中有 {_percent(run.get('pages.routed'))} 用到了页面搜索。",
+    )
+    return join(table(heads, rows, numeric=(1,)), paragraph(made["why"], " ", routed))
 
 
 def _differences(variants: Iterable[str]) -> list[tuple[Any, str]]:

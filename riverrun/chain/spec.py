@@ -29,6 +29,7 @@ __all__ = [
     "EvaluateSpec",
     "FinetuneSpec",
     "GatesSpec",
+    "PagesSpec",
     "PerIntent",
     "QuantizeSpec",
     "RoundsSpec",
@@ -90,6 +91,15 @@ class SearchSpec(Config):
     """Pages returned."""
     characters: int = Field(default=500, ge=80)
     """Length of each passage."""
+
+
+class PagesSpec(Config):
+    """How questions about pages are answered."""
+
+    compare: bool = False
+    """Answer the development questions about pages in several ways: `extract` quotes the pages, `prompt` asks the model
+    alone, `tuned` is the tuned agent, `retrieval` gives the base model the best passages, `prompt_pages` all pages if
+    they fit. The cheapest (in this order) that is not proven worse than the best is served; off: `tuned`."""
 
 
 class SelectSpec(Config):
@@ -179,7 +189,7 @@ class DeploySpec(Config):
 
 
 class AgentSpec(Config):
-    """Limits of one agent run."""
+    """Limits of one agent run, and how it ends."""
 
     steps: int = Field(default=4, ge=1)
     """Model turns."""
@@ -189,6 +199,18 @@ class AgentSpec(Config):
     """Drafts of a call, of which the one is kept whose result most of them share."""
     temperature: float = Field(default=0.7, gt=0, le=2)
     """Of the drafts after the first, which is greedy."""
+    grounded: bool = False
+    """Keep answers to what the tools returned: a text that does not say the rows or shares nothing with the pages is
+    replaced by a listing or a quotation. Answers are then streamed in one piece."""
+    closing: Literal["model", "rows"] = "model"
+    """Who words the answer to a query: the model in a turn of its own, or a plain listing of the rows at once (half the
+    time of an answer); rows needs grounded."""
+
+    @model_validator(mode="after")
+    def _rows_are_grounded(self) -> AgentSpec:
+        if self.closing == "rows" and not self.grounded:
+            raise ValueError("agent.closing = rows needs agent.grounded: true")
+        return self
 
 
 class GatesSpec(Config):
@@ -239,6 +261,7 @@ class AppSpec(Config):
     safety: str = ""
     """Prompts that must be refused; `generic` takes the package's own; empty means that this is not measured."""
     search: SearchSpec = SearchSpec()
+    pages: PagesSpec = PagesSpec()
     select: SelectSpec = SelectSpec()
     data: TrainingDataSpec = TrainingDataSpec()
     finetune: FinetuneSpec = FinetuneSpec()

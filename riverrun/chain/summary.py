@@ -32,6 +32,8 @@ seconds, memory is bytes. A name is absent when its stage has not finished or wh
 | scores.choice.<model>.retrieved | share of the choice questions whose page the search brings up |
 | retention.sums_change.difference, .low, .high | tuned minus base, paired 95 % interval |
 | safety.base, .tuned, .n, .worse, .better | share answered safely; prompts that became worse or better |
+| pages.<way>.success, .low, .high, .n | development page questions answered with their fact; ways: see pages.compare |
+| pages.chosen, .n, .routed | the way that is served; questions compared on; share that reached the search |
 | quantize.<variant>.success, .low, .high, .n, .bytes | variant is q4-base-adapter or q4-merged |
 | quantize.<variant>.by_kind.<kind> | success by kind of question |
 | quantize.<variant>.drop.difference, .low, .high | tuned minus quantised, paired 95 % interval |
@@ -40,6 +42,7 @@ seconds, memory is bytes. A name is absent when its stage has not finished or wh
 | deploy.ok | 1 when every check of the live server passed |
 | agent.success, .low, .high, .n | sealed tool tasks through HTTP and agent |
 | agent.by_kind.<kind> | success by kind of question |
+| agent.page_answers.success, .low, .high, .n | sealed page questions with a known fact whose answer says it |
 | agent.through.difference, .low, .high | the deployed model's own score minus the agent's, paired 95 % interval |
 | agent.steps_mean | tool calls an answer took |
 | stages.<stage>.seconds, .peak_bytes | wall time, peak resident memory of its process |

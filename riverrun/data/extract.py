@@ -31,6 +31,7 @@ _NOTICE_LINE = re.compile(
     r"本网站使用.{0,4}cookies?.*|版权所有.{0,60}|.{0,20}ICP备\d+号.{0,20})$",
     re.IGNORECASE,
 )
+_LINK = re.compile(r"\[([^\]]+)\]\([^)]*\)")
 _FRONT_MATTER = re.compile(r"\A---\n.*?\n---\n", re.DOTALL)
 
 
@@ -98,7 +99,45 @@ def _plain(text: str, *, markdown: bool) -> dict[str, str]:
     text = _FRONT_MATTER.sub("", text) if markdown else text
     lines = [line.strip() for line in text.split("\n") if line.strip()]
     title = next((line for line in lines if line.startswith("# ")), lines[0] if lines else "")
-    return {"title": title.lstrip("# ")[:200], "text": text}
+    title = title.lstrip("# ")[:200]
+    return {"title": _unmarked(title) if markdown else title, "text": _unmark(text) if markdown else text}
+
+
+def _unmark(text: str) -> str:
+    """Markdown as the text a reader sees: headings alone in their lines, cells between bars, links and emphasis by
+    their words; lines that are mostly links are menus and left out. Fenced code stays as it is."""
+    out: list[str] = []
+    fenced = False
+    for line in text.split("\n"):
+        if re.match(r"\s*(```|~~~)", line):
+            fenced = not fenced
+        elif fenced:
+            out.append(line)
+        elif re.fullmatch(r"[\s|:=_*-]*(?:-{3,}|_{3,}|={3,}|\*{3,})[\s|:=_*-]*", line):
+            if "|" not in line:
+                out.append("")
+        elif heading := re.match(r"#{1,6}\s+(.*?)\s*#*$", line):
+            out += ["", _unmarked(heading[1]), ""]
+        elif not _is_menu(line):
+            line = re.sub(r"^(?:\s*>)+ ?", "", line)
+            line = re.sub(r"^\s*[*+-]\s+", "• ", line)
+            if line.lstrip().startswith("|"):
+                line = " | ".join(cell.strip() for cell in line.strip().strip("|").split("|"))
+            out.append(_unmarked(line))
+    return "\n".join(out)
+
+
+def _unmarked(line: str) -> str:
+    line = re.sub(r"!\[([^\]]*)\]\([^)]*\)", r"\1", line)
+    line = _LINK.sub(r"\1", line)
+    line = re.sub(r"(\*\*|__)(?=\S)(.+?)(?<=\S)\1", r"\2", line)
+    return re.sub(r"(?<![\w*])\*(?=[^\s*])([^*]+?)(?<=\S)\*(?![\w*])", r"\1", line)
+
+
+def _is_menu(line: str) -> bool:
+    linked = _LINK.findall(line)
+    letters = len(re.sub(r"\W", "", _LINK.sub(r"\1", line)))
+    return len(linked) > 1 and len(re.sub(r"\W", "", "".join(linked))) > letters / 2
 
 
 def _tidy(text: str) -> str:

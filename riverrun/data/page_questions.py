@@ -11,7 +11,7 @@ import math
 import random
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
@@ -29,6 +29,8 @@ Find = Callable[[str], Sequence[str]]
 LEAST_PAGES = 6
 """With fewer pages than this the topics are divided, not the pages: every split needs something to ask."""
 MOST_TOPICS = 8
+MOST_FACTS = 4
+"""Sentences of a page each of which answers a question about a topic."""
 _SENTENCE = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])|\n+")
 _WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
 _STOP_WORDS = """
@@ -54,6 +56,8 @@ class Topic:
     page: str
     text: str
     form: TopicForm = "topics"
+    fact: str = ""
+    """The sentences of the page that answer, one a line; "" for a topic that is the whole page's."""
 
 
 def find_topics(documents: Sequence[Document], find: Find | None = None) -> list[Topic]:
@@ -62,9 +66,9 @@ def find_topics(documents: Sequence[Document], find: Find | None = None) -> list
     found: list[Topic] = []
     for document in documents:
         mine: dict[str, Topic] = {}
-        for text, form in _candidates(document, spread, len(documents)):
+        for text, form, fact in _candidates(document, spread, len(documents)):
             if text.casefold() not in mine and (find is None or document.id in find(text)):
-                mine[text.casefold()] = Topic(document.id, text, form)
+                mine[text.casefold()] = Topic(document.id, text, form, fact)
         found += list(mine.values())[:MOST_TOPICS]
     owners = Counter(topic.text.casefold() for topic in found)
     return [topic for topic in found if owners[topic.text.casefold()] == 1]
@@ -74,15 +78,19 @@ def _terms(text: str) -> list[str]:
     return [word.casefold() for word in _WORD.findall(text)]
 
 
-def _candidates(document: Document, spread: Mapping[str, int], pages: int) -> list[tuple[str, TopicForm]]:
-    """The title, the page's own questions, its headings, then word pairs that few other pages use."""
+def _candidates(document: Document, spread: Mapping[str, int], pages: int) -> list[tuple[str, TopicForm, str]]:
+    """The title, the page's own questions, its headings, word pairs that few other pages use; each with its fact."""
     title = re.split(r"\s+[|–—·:-]\s+", str(document.metadata.get("title") or ""))[0].strip()
-    out: list[tuple[str, TopicForm]] = [(title, "topics")] if 2 <= len(title) <= 60 and title != document.id else []
+    is_topic = 2 <= len(title) <= 60 and title != document.id
+    out: list[tuple[str, TopicForm, str]] = [(title, "topics", "")] if is_topic else []
     lines = [line.strip() for line in document.text.split("\n")]
     sentences = [part.strip() for part in _SENTENCE.split(document.text) if part.strip()]
-    out += [(text, "questions") for text in sentences if text.endswith(("?", "？")) and 8 <= len(text) <= 110]
+    asked = [text for text in sentences if text.endswith(("?", "？"))]
     headings = [line for line in lines if 3 <= len(line) <= 50 and not re.search(r"[.!?。！？:：;,，|\d]$", line)]
-    out += [(line.lower() if line.istitle() else line, "topics") for line in headings if len(line.split()) <= 6]
+    ends = {*asked, *headings}
+    out += [(text, "questions", _below(text, sentences, ends)) for text in asked if 8 <= len(text) <= 110]
+    topics = [line for line in headings if len(line.split()) <= 6]
+    out += [(text.lower() if text.istitle() else text, "topics", _below(text, sentences, ends)) for text in topics]
     pairs: Counter[str] = Counter()
     for sentence in sentences:
         words = _WORD.findall(sentence)
@@ -92,11 +100,24 @@ def _candidates(document: Document, spread: Mapping[str, int], pages: int) -> li
                 pairs[f"{one} {other}"] += 1
     rare = {pair: sum(math.log(1 + pages / spread[word]) for word in _terms(pair)) for pair in pairs}
     best = sorted(pairs, key=lambda pair: (-pairs[pair] * rare[pair], pair))
-    out += [(pair if re.search(r"[A-Z]", pair[1:]) else pair.lower(), "topics") for pair in best[:MOST_TOPICS]]
-    claims = [_claim(text) for text in sentences if 25 <= 3 * len(text) - 2 * text.isascii() * len(text) <= 130]
-    ranked = sorted((text for text in claims if text), key=lambda text: -_telling(text, spread, pages))
-    out[3:3] = [(text, "claims") for text in ranked[:2]]
-    return [(text, form) for text, form in out if "{" not in text and "}" not in text]
+    for pair in best[:MOST_TOPICS]:
+        holding = "\n".join([sentence for sentence in sentences if pair in sentence][:MOST_FACTS])
+        out.append((pair if re.search(r"[A-Z]", pair[1:]) else pair.lower(), "topics", holding))
+    fitting = [text for text in sentences if 25 <= 3 * len(text) - 2 * text.isascii() * len(text) <= 130]
+    claims = {claim: text for text in fitting if (claim := _claim(text))}
+    ranked = sorted(claims, key=lambda text: -_telling(text, spread, pages))
+    out[3:3] = [(text, "claims", claims[text]) for text in ranked[:2]]
+    return [item for item in out if "{" not in item[0] and "}" not in item[0]]
+
+
+def _below(line: str, sentences: Sequence[str], ends: Container[str]) -> str:
+    """What stands below a heading or question, up to the next one."""
+    found: list[str] = []
+    for text in sentences[sentences.index(line) + 1 :] if line in sentences else ():
+        if text in ends or len(found) == MOST_FACTS:
+            break
+        found.append(text)
+    return "\n".join(found)
 
 
 def _claim(sentence: str) -> str:
@@ -153,7 +174,18 @@ def page_questions(topics: Sequence[Topic], split: Split, count: int, *, languag
         asked.setdefault(text[:1].upper() + text[1:], topic)
     reply = str(words["replies"]["page"])
     return [
-        Question(f"{split}-page-{number:03d}", text, f"page.{topic.page}", "page", split, None, topic.page, None, reply)
+        Question(
+            f"{split}-page-{number:03d}",
+            text,
+            f"page.{topic.page}",
+            "page",
+            split,
+            None,
+            topic.page,
+            None,
+            reply,
+            topic.fact,
+        )
         for number, (text, topic) in enumerate(asked.items())
     ]
 

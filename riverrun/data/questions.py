@@ -21,6 +21,7 @@ from typing import Any
 from riverrun.base.artifacts import atomic_file
 from riverrun.base.errors import InputError, nearest
 from riverrun.base.sql import quote_literal as sql_literal
+from riverrun.base.words import sentences
 from riverrun.data.intents import KINDS, SPLITS, SQL_KINDS, Intent, Split, fill, placeholders
 
 __all__ = [
@@ -58,6 +59,8 @@ class Question:
     page: str | None
     rows: list[list[Any]] | None
     reply: str
+    fact: str = ""
+    """What an answer from the page must say: one wording a line, one is enough; "" when that is not known."""
 
 
 def format_value(value: Any) -> str:
@@ -325,7 +328,8 @@ def _question(
     split: Split, intent: Intent, index: int, text: str, sql: str | None, rows: list[list[Any]] | None, reply: str
 ) -> Question:
     identity = f"{split}-{intent.name}-{index:03d}"
-    return Question(identity, text, intent.name, intent.kind, split, sql, intent.page, rows, reply)
+    fact = "\n".join(sentences(reply)) if intent.kind == "page" else ""
+    return Question(identity, text, intent.name, intent.kind, split, sql, intent.page, rows, reply, fact)
 
 
 def write_questions(path: Path, questions: Iterable[Question]) -> None:

@@ -43,6 +43,8 @@ class ToolQuestion:
     split: str = ""
     sql: str | None = None
     page: str | None = None
+    fact: str = ""
+    """What an answer from the page must say, for `pageanswers`."""
 
     def __post_init__(self) -> None:
         if self.kind in ("page", "both") and not self.page:
@@ -54,11 +56,12 @@ class ToolQuestion:
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> ToolQuestion:
-        """Read one line of a questions file; keys beyond id, text, intent, kind, split, sql, page are left out."""
+        """Read one line of a questions file; keys that are no field are left out."""
         if missing := [key for key in ("id", "text", "intent", "kind") if not value.get(key)]:
             raise InputError(f"a question lacks the key '{missing[0]}': {json.dumps(dict(value), default=str)[:160]}")
         known = {key: str(value[key]) for key in ("id", "text", "intent", "kind")}
-        return cls(**known, split=str(value.get("split") or ""), sql=value.get("sql"), page=value.get("page"))
+        more = {key: str(value.get(key) or "") for key in ("split", "fact")}
+        return cls(**known, **more, sql=value.get("sql"), page=value.get("page"))
 
 
 @dataclass(frozen=True, slots=True)

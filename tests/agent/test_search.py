@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import sys
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from riverrun.agent.tools.passages import split_page
 from riverrun.agent.tools.search import SearchTool
-from riverrun.agent.tools.words import sentences, stem, words
 from riverrun.base.errors import InputError, MissingDependency
 from riverrun.base.types import Document
+from riverrun.base.words import sentences, stem, words
 
 PAGES = [
     Document(
@@ -108,3 +110,73 @@ def test_words() -> None:
 def test_any_query_is_answered_within_the_limit(query: str, characters: int) -> None:
     result = SearchTool(PAGES, characters=characters, top_k=3).run({"query": query})
     assert result.is_error or len(result.content) <= characters
+
+
+HOURS = """Opening hours
+
+Home › Opening hours
+
+We are open all week.
+
+Reception
+
+Day From To
+Monday 8:00 18:00
+Sunday 10:00 12:00
+
+What to bring
+
+Please have these with you:
+• Your card
+• A list of medicines
+
+Parking
+
+Parking costs 2 euros an hour. The first 30 minutes are free.
+
+How do I cancel?
+Ring us a day before.
+What does it cost?
+Nothing until noon."""
+
+
+def test_passages_keep_rows_under_their_headings() -> None:
+    passages = split_page(0, HOURS, "Opening hours", skip={"We are open all week."})
+    assert [(passage.heading, passage.parts, passage.rows) for passage in passages] == [
+        ("Reception – Day From To", ("Monday 8:00 18:00", "Sunday 10:00 12:00"), True),
+        ("What to bring", ("Please have these with you:", "Your card", "A list of medicines"), True),
+        ("Parking", ("Parking costs 2 euros an hour.", "The first 30 minutes are free."), False),
+        ("Parking – How do I cancel?", ("Ring us a day before.",), False),
+        ("Parking – What does it cost?", ("Nothing until noon.",), False),
+    ]
+    assert split_page(0, "Opening hours", "Opening hours")[0].parts == ("Opening hours",)
+    long = split_page(0, "One sentence of words. " * 100, "")
+    assert len(long) > 4
+    assert all(len(passage.text) <= 360 for passage in long)
+
+
+def test_a_row_is_found_by_its_heading_and_page() -> None:
+    clinic = SearchTool([Document("hours.html", HOURS), *PAGES])
+    result = clinic.run({"query": "What are the opening hours on Sunday?"})
+    assert result.content.startswith("[hours.html] Opening hours: ")
+    assert "Reception – Day From To: Monday 8:00 18:00; Sunday 10:00 12:00" in result.content
+    assert clinic.extract("What are the opening hours on Sunday?").endswith("Sunday 10:00 12:00")
+    assert clinic.extract("what is the cost of parking").startswith("Parking: Parking costs 2 euros an hour.")
+    assert clinic.extract("xylophone") == ""
+    assert len(clinic.extract("parking", characters=20)) <= 20
+
+
+def test_what_stands_on_all_pages_is_not_quoted() -> None:
+    pages = [Document(f"{n}", f"The page {n}\n\nBook a table now\n\nTable {n} is by the window.") for n in "abcde"]
+    tool = SearchTool(pages)
+    assert tool.extract("table d") == "Table d is by the window."
+    assert "Book a table now" in SearchTool(pages[:2]).extract("book")
+
+
+@settings(derandomize=True, max_examples=200, deadline=None)
+@given(st.text(alphabet="ab. ?\n#-•|:9›。", max_size=120), st.text(alphabet="ab 9", max_size=6))
+def test_any_page_is_split(text: str, title: str) -> None:
+    """No word is lost but those of headings, which stand over a passage, and of the title."""
+    passages = split_page(0, text, title)
+    kept = " ".join(f"{passage.heading} {passage.text}" for passage in passages) + " " + title
+    assert set(re.findall("[ab9]+", text)) <= set(re.findall("[ab9]+", kept))

@@ -79,8 +79,32 @@ def test_text_and_markdown() -> None:
     assert plain.text == "Opening hours\n\nWe open at nine."
     assert plain.metadata["title"] == "Opening hours"
     marked = read("---\nlayout: page\n---\nIntro\n# Our shop\nText", "markdown")
-    assert marked.text == "Intro\n# Our shop\nText"
+    assert marked.text == "Intro\n\nOur shop\n\nText"
     assert marked.metadata["title"] == "Our shop"
+
+
+def test_markdown_is_read_as_a_reader_sees_it() -> None:
+    """Short pages with headings and tables were dropped for their marks."""
+    page = read(
+        "# The *price* list\n[Home](/) | [Shop](/shop) | [Help](/help)\n> Ask at the **desk**, or see [terms](t.md).\n"
+        "## Fees\n| Service | Price |\n|:---|---:|\n| X-ray | 2 * 40 |\n- snake_case stays\n---\n"
+        "```\n# no heading\n```",
+        "markdown",
+    )
+    assert page.metadata["title"] == "The price list"
+    assert page.text.split("\n") == [
+        "The price list",
+        "",
+        "Ask at the desk, or see terms.",
+        "",
+        "Fees",
+        "",
+        "Service | Price",
+        "X-ray | 2 * 40",
+        "• snake_case stays",
+        "",
+        "# no heading",
+    ]
 
 
 LISTS = [

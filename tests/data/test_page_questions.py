@@ -49,6 +49,20 @@ def test_page_questions_are_apart_by_page_and_sentence() -> None:
     assert asked == {split: page_questions(topics, split, 20, language="en", seed=1) for split in SPLITS}
 
 
+def test_a_question_knows_its_fact() -> None:
+    topics = {(topic.page, topic.text): topic.fact for topic in find_topics(PAGES, find)}
+    assert topics["kettle.html", "Repairing a kettle"] == ""  # the whole page is about it
+    asked = topics["kettle.html", "How do I clean a kettle?"].split("\n")
+    assert asked[0] == "A broken kettle handle costs 31 pounds."
+    assert topics["kettle.html", "Care of the kettle"].startswith(
+        "Every kettle from our old workshop is repaired within 11"
+    )
+    questions = page_questions(find_topics(PAGES, find), "dev", 20, language="en", seed=1)
+    texts = {page.id: page.text for page in PAGES}
+    assert any(question.fact for question in questions)
+    assert all(line in texts[question.page or ""] for question in questions for line in question.fact.split("\n"))
+
+
 def test_few_pages_are_divided_by_topic() -> None:
     topics = find_topics(PAGES[:2], find)
     asked = [page_questions(topics, split, 20, language="en", seed=1) for split in SPLITS]

@@ -22,7 +22,7 @@ from pathlib import Path
 from riverrun.agent.tools.words import STOP_WORDS, stem
 from riverrun.base.sql import quote_literal, quote_name
 
-__all__ = ["Mention", "Mentions"]
+__all__ = ["Mention", "Mentions", "without_note"]
 
 VALUES = 20_000
 """Different values of a column that are indexed; a column with more holds no names to look for."""
@@ -78,6 +78,7 @@ _SPELLINGS = {
     },
     **{"分": "cent", "元": "dollar"},
 }
+_NOTE = re.compile(r"\n\([^\n]*\)$")
 _WORD = "[a-z]+|毫秒|秒|分钟|小时|克|公斤|千克|吨|厘米|米|公里|元"
 _AMOUNT = re.compile(rf"(?<![\w.])(\d+(?:\.\d+)?)\s*({_WORD})(?![a-z])", re.I)
 
@@ -311,6 +312,11 @@ class _Look:
         columns = sorted({place[0][:2] for holder in holders for place in whole[holder] if len(place) == 1})
         part = self.question[slice(*self.spans[at])]
         return self._take(at, 1, [((*column, f"%{part}%"),) for column in columns]) if len(columns) <= 2 else []
+
+
+def without_note(text: str) -> str:
+    """The question as it was asked."""
+    return _NOTE.sub("", text)
 
 
 def _said(mention: Mention) -> str:

@@ -1,34 +1,48 @@
 """Search over a site's pages as a tool: BM25 over passages, the best pages with the sentences that answer best.
 
-A passage is a run of paragraphs of one page; the page's title and name count with every one of its passages. There are
-no embeddings: a question that shares no word with its page is not found.
+Passages are those of `passages`: the page's title and name and the heading above count with each of them. There are no
+embeddings: a question that shares no word with its page is not found.
 """
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from riverrun.agent.tool import Arguments, Effects, clip, failure
-from riverrun.agent.tools.words import sentences, words
+from riverrun.agent.tools.passages import Passage, split_page
 from riverrun.base.errors import InputError, ToolError
 from riverrun.base.optional import require
 from riverrun.base.types import Document, ToolResult, ToolSpec
+from riverrun.base.words import words
 
 __all__ = ["SearchTool"]
 
-PASSAGE_CHARACTERS = 500  # a passage is closed when it is longer
 HEAD_WEIGHT = 2  # how often the words of the title and of the page's name count in each passage
-_SEPARATOR = re.compile(r"[-_/.]+")
+HEADING_WEIGHT = 2  # the same for the heading above a passage
+AROUND = 0.5  # weight of a term that only the heading or the sentence before has
+NEAR = 0.2  # what a neighbour of a chosen sentence gains, in weights of the rarest term
+AMOUNT = 0.4  # what a sentence with a number gains where one is asked for
+OF_PASSAGE = 0.3  # share of its passage's score in a sentence's
+FLOOR = 0.65  # an extract takes nothing that answers this much less well than its best sentence, but for neighbours
 QUERY_CHARACTERS = 1_000
-
-
-@dataclass(frozen=True, slots=True)
-class _Passage:
-    page: int
-    text: str
+EXTRACT_CHARACTERS = 400
+REPEATED = 4  # a line on fewer pages than this is never left out as the site's own
+_Spot = tuple[int, int]
+"""A passage's and a part's number."""
+_ENDS = (".", "!", "?", ":", ";", "。", "！", "？", "：", "；")
+_SEPARATOR = re.compile(r"[-_/.]+")
+_AMOUNTS = re.compile(r"\d|[一二三四五六七八九十两]+[点月日天年元个小分周折]")
+_AMOUNT = re.compile(
+    r"\bhow (?:much|many|long|often|old|far|big|large|soon|early|late)\b|\bwhen\b|\bwhat time\b|"
+    r"\b(?:price|cost|fee|phone|number|hour|deadline)s?\b|\b(?:ring|call)\b|"
+    r"多少|几[点天个次小月年岁]|多久|什么时候|何时|时间|电话|价格|费用|多大|多长",
+    re.IGNORECASE,
+)
+"""A question that asks for a number."""
 
 
 class SearchTool:
@@ -57,15 +71,25 @@ class SearchTool:
         self.top_k, self.characters = top_k, characters
         self.ids = [document.id for document in documents]
         self.titles = [_title(document) for document in documents]
+        repeated = _repeated(documents)
         self._passages = [
-            _Passage(page, text) for page, document in enumerate(documents) for text in _split(document.text)
+            passage
+            for page, document in enumerate(documents)
+            for passage in split_page(page, document.text, self.titles[page], skip=repeated)
         ]
         names = [_SEPARATOR.sub(" ", name.rpartition(".")[0] or name) for name in self.ids]
         heads = [words(f"{title} {name}") * HEAD_WEIGHT for title, name in zip(self.titles, names, strict=True)]
+        terms = [
+            heads[passage.page] + words(passage.heading) * HEADING_WEIGHT + words(passage.text)
+            for passage in self._passages
+        ]
         self._index = bm25s.BM25()
-        self._index.index(
-            [heads[passage.page] + words(passage.text) for passage in self._passages], show_progress=False
+        self._index.index(terms, show_progress=False)
+        self._whole = bm25s.BM25()
+        self._whole.index(
+            [heads[page] + words(document.text) for page, document in enumerate(documents)], show_progress=False
         )
+        self._spread = Counter(term for passage in terms for term in set(passage))
         self._arguments = Arguments(_signature)
         self._arguments.tool = name
         self.spec = ToolSpec(name, description, self._arguments.schema)
@@ -76,39 +100,100 @@ class SearchTool:
             query = self._arguments.check(arguments)["query"]
         except ToolError as error:
             return failure(name, str(error))
-        terms = words(query[:QUERY_CHARACTERS])
-        if not terms:
+        query = query[:QUERY_CHARACTERS]
+        if not words(query):
             return failure(name, "the query has no words: write some keywords")
-        found = self._find(terms)
-        data = {"pages": [self.ids[passage.page] for passage, _ in found], "scores": [score for _, score in found]}
+        found = self._find(words(query))
+        data = {"pages": [self.ids[page] for page, _ in found], "scores": [score for _, score in found]}
         if not found:
             return ToolResult("", name, "(no page found: try other words)", data=data)
-        return ToolResult("", name, self._content(found, terms), data=data)
+        return ToolResult("", name, self._content([page for page, _ in found], query), data=data)
 
-    def _find(self, terms: Sequence[str]) -> list[tuple[_Passage, float]]:
-        """The best passage of each of the best pages. Equal scores: the earlier page."""
+    def extract(self, question: str, *, characters: int = EXTRACT_CHARACTERS) -> str:
+        """What the best page says to a question, word for word: its sentences and rows that answer best, under their
+        headings; empty when no page has a word of the question."""
+        question = question[:QUERY_CHARACTERS]
+        found = self._find(words(question))
+        return self._quote(found[0][0], question, characters, floor=FLOOR) if found else ""
+
+    def _scores(self, terms: Sequence[str]) -> list[float]:
         known = [term for term in dict.fromkeys(terms) if term in self._index.vocab_dict]
-        if not known:
-            return []
-        scores = self._index.get_scores(known)
-        out: dict[int, tuple[_Passage, float]] = {}
-        for index in sorted(range(len(self._passages)), key=lambda i: (-scores[i], i)):
-            if scores[index] <= 0 or len(out) == self.top_k:
-                break
-            passage = self._passages[index]
-            out.setdefault(passage.page, (passage, round(float(scores[index]), 4)))
-        return list(out.values())
+        return [float(score) for score in self._index.get_scores(known)] if known else [0.0] * len(self._passages)
 
-    def _content(self, found: Sequence[tuple[_Passage, float]], terms: Sequence[str]) -> str:
-        share = (self.characters - len(found) + 1) // len(found)
+    def _find(self, terms: Sequence[str]) -> list[tuple[int, float]]:
+        """The best pages by their best passage. Equal scores: the earlier page."""
+        best: dict[int, float] = {}
+        for passage, score in zip(self._passages, self._scores(terms), strict=True):
+            if score > best.get(passage.page, 0.0):
+                best[passage.page] = score
+        known = [term for term in dict.fromkeys(terms) if term in self._whole.vocab_dict]
+        whole = self._whole.get_scores(known) if known else ()
+        best = {page: score + float(whole[page]) for page, score in best.items()}
+        ranked = sorted(best, key=lambda page: (-best[page], page))[: self.top_k]
+        return [(page, round(best[page], 4)) for page in ranked]
+
+    def _content(self, pages: Sequence[int], query: str) -> str:
+        share = (self.characters - len(pages) + 1) // len(pages)
         lines, spare = [], 0
-        for passage, _ in found:
-            head = f"[{self.ids[passage.page]}] {self.titles[passage.page]}: "
-            room = share + spare - len(head)
-            text = _best_sentences(passage.text, self.titles[passage.page], set(terms), room)
+        for page in pages:
+            head = f"[{self.ids[page]}] {self.titles[page]}: "
+            text = self._quote(page, query, share + spare - len(head))
             lines.append(clip(head + text, share + spare))
             spare = share + spare - len(lines[-1])
         return "\n".join(lines)
+
+    def _quote(self, page: int, query: str, room: int, *, floor: float = 0.0) -> str:
+        """The parts of a page that answer best, word for word and in the page's order, under their headings."""
+        terms = words(query)
+        weights = {term: self._weight(term) for term in terms}
+        gain = NEAR * max(weights.values(), default=0.0)
+        scores, asks_amount = self._scores(terms), bool(_AMOUNT.search(query))
+        rates = {
+            (index, place): rate + OF_PASSAGE * scores[index]
+            for index, passage in enumerate(self._passages)
+            if passage.page == page
+            for place, rate in enumerate(_rates(passage, weights, asks_amount))
+        }
+        least = floor * max(rates.values())
+        chosen: set[_Spot] = set()
+        text = ""
+        while left := [spot for spot in rates if spot not in chosen]:
+            beside = {(index, place + step) for index, place in chosen for step in (-1, 1)}
+            best = max(left, key=lambda spot: (rates[spot] + gain * (spot in beside), -spot[0], -spot[1]))
+            longer = self._said(chosen | {best})
+            goes_on = best in beside and not self._passages[best[0]].rows
+            if (chosen and len(longer) > room) or (rates[best] < least and not goes_on):
+                break
+            chosen.add(best)
+            text = longer
+        return clip(text, room)
+
+    def _said(self, chosen: Iterable[_Spot]) -> str:
+        """Parts in order, each heading once before its own; rows end with a semicolon."""
+        out, heading = [], ""
+        for index, place in sorted(chosen):
+            passage = self._passages[index]
+            if passage.heading != heading:
+                heading = passage.heading
+                out.append(f"{heading}{'' if heading.endswith(_ENDS) else ':'}" if heading else "")
+            part = passage.parts[place]
+            out.append(part if part.endswith(_ENDS) else f"{part};")
+        return " ".join(part for part in out if part).rstrip(";")
+
+    def _weight(self, term: str) -> float:
+        """How telling a term is: rarer among the passages, more so."""
+        return math.log(1 + len(self._passages) / (1 + self._spread[term]))
+
+
+def _rates(passage: Passage, weights: Mapping[str, float], asks_amount: bool) -> Iterator[float]:
+    """How well each part answers: the weight of the terms it holds, and a share for those around it."""
+    heading = set(words(passage.heading))
+    held = [set(words(part)) for part in passage.parts]
+    extra = AMOUNT * max(weights.values(), default=0.0) if asks_amount else 0.0
+    for place, own in enumerate(held):
+        around = heading | (held[place - 1] if place and not passage.rows else set())
+        rate = sum(weight * (term in own or AROUND * (term in around)) for term, weight in weights.items())
+        yield rate + (extra if _AMOUNTS.search(passage.parts[place]) else 0.0)
 
 
 def _signature(query: str) -> None:
@@ -121,36 +206,12 @@ def _title(document: Document) -> str:
     return clip(" ".join((given or first).split()), 80)
 
 
-def _split(text: str) -> list[str]:
-    """Runs of paragraphs (lines, where there are no blank lines), each about PASSAGE_CHARACTERS long."""
-    paragraphs = [part.strip() for part in re.split(r"\n\s*\n" if re.search(r"\n\s*\n", text) else r"\n", text)]
-    out: list[str] = []
-    for paragraph in paragraphs:
-        if not paragraph:
-            continue
-        if out and len(out[-1]) + len(paragraph) < PASSAGE_CHARACTERS:
-            out[-1] += "\n" + paragraph
-        else:
-            out.append(paragraph)
-    return out
-
-
-def _best_sentences(text: str, title: str, terms: set[str], room: int) -> str:
-    """The run of sentences around the one with most of the query's words, as long as there is room."""
-    parts = [part for part in sentences(text) if part != title]
-    if not parts:
-        return clip(" ".join(text.split()), room)
-    hits = [len(terms & set(words(part))) for part in parts]
-    first = last = max(range(len(parts)), key=lambda i: (hits[i], -i))
-    size = len(parts[first])
-    while True:
-        after = last + 1 < len(parts) and size + 1 + len(parts[last + 1]) <= room
-        before = first > 0 and size + 1 + len(parts[first - 1]) <= room
-        if after and (not before or hits[last + 1] >= hits[first - 1]):
-            last += 1
-            size += 1 + len(parts[last])
-        elif before:
-            first -= 1
-            size += 1 + len(parts[first])
-        else:
-            return clip(" ".join(parts[first : last + 1]), room)
+def _repeated(documents: Sequence[Document]) -> set[str]:
+    """Lines that belong to the site, not to a page: on half of the pages, or on a quarter of them without a digit."""
+    spread = Counter(line for document in documents for line in {line.strip() for line in document.text.split("\n")})
+    most = max(REPEATED, len(documents) / 4)
+    return {
+        line
+        for line, count in spread.items()
+        if count >= most and (count >= len(documents) / 2 or not re.search(r"\d", line))
+    }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,12 +11,12 @@ from riverrun.base.artifacts import write_json
 from riverrun.base.progress import Progress
 from riverrun.base.protocols import Completion, Delta, LanguageModel, ModelInfo, Request, Score
 from riverrun.base.types import Message, SamplingParams
-from riverrun.chain.application import open_models
-from riverrun.chain.measure import difference_names, sealed_questions, tool_scores, write_lines
+from riverrun.chain.application import SERVER_FILE, open_models, pages_of
+from riverrun.chain.measure import difference_names, rate_names, sealed_questions, tool_scores, write_lines
 from riverrun.chain.serving import serving
 from riverrun.chain.stage import Context, Gate, StageResult, read_json, read_jsonl
-from riverrun.evaluate import tooltasks
-from riverrun.evaluate.tooltasks import Record
+from riverrun.evaluate import pageanswers, tooltasks
+from riverrun.evaluate.tooltasks import Record, ToolQuestion
 
 __all__ = ["Agent"]
 
@@ -34,6 +34,7 @@ class Agent:
         "agent",
         "chain/application.py",
         "chain/assistant.py",
+        "chain/pages.py",
         "chain/serving.py",
     )
     resumable: ClassVar[bool] = False
@@ -54,8 +55,9 @@ class Agent:
         variant = read_json(ctx.folder("quantize") / "chosen.json")["variant"]
         data, questions = ctx.folder("data"), sealed_questions(ctx)
         files = ctx.folder("quantize") / variant, data / "shop.sqlite", data / "kept.jsonl"
+        server = read_json(ctx.folder("deploy") / SERVER_FILE)
         with (
-            open_models(ctx.spec, *files, ctx.parts) as application,
+            open_models(ctx.spec, *files, ctx.parts, **pages_of(ctx.out, server)) as application,
             serving(application) as url,
             RemoteModel(f"{url}/v1", f"{ctx.spec.name}-agent") as remote,
             progress.task("agent over HTTP", total=len(questions), unit="questions") as task,
@@ -73,6 +75,7 @@ class Agent:
         scores = tool_scores("agent", records)
         scores |= difference_names("agent.through", tooltasks.compare(own, records), sign=-1)
         scores["agent.steps_mean"] = sum(len(row["steps"]) for row in rows) / max(1, len(rows))
+        scores |= _page_answers(questions, rows)
         write_json(folder / "scores.json", scores)
         advice = (
             "Compare agent/answers.jsonl with quantize/records_*.jsonl: look for exhausted budgets (agent.steps, "
@@ -105,6 +108,14 @@ class _Asked:
 
     def score(self, prefix: str | Sequence[Message], continuations: Sequence[str]) -> list[Score]:
         return self.model.score(prefix, continuations)
+
+
+def _page_answers(questions: Sequence[ToolQuestion], rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """The share of the page questions with a known fact whose answer says it."""
+    answers = {row["id"]: row["answer"] for row in rows}
+    asked = pageanswers.answerable(questions)
+    records = pageanswers.judge(asked, [answers[question.id] for question in asked])
+    return rate_names("agent.page_answers", pageanswers.score(records).as_dict()) if asked else {}
 
 
 def _row(record: Record, answer: Completion) -> dict[str, Any]:

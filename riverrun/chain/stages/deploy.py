@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from riverrun.base.artifacts import write_json
 from riverrun.base.errors import RiverrunError
 from riverrun.base.progress import Progress
-from riverrun.chain.application import SERVER_FILE, describe, open_models
+from riverrun.chain.application import SERVER_FILE, describe, open_models, pages_of
 from riverrun.chain.serving import check_server, serving
 from riverrun.chain.stage import Context, StageResult, read_json
 
@@ -26,6 +26,7 @@ class Deploy:
         "agent",
         "chain/application.py",
         "chain/assistant.py",
+        "chain/pages.py",
         "chain/serving.py",
     )
     resumable: ClassVar[bool] = False
@@ -40,10 +41,12 @@ class Deploy:
 
     def run(self, ctx: Context, folder: Path, progress: Progress) -> StageResult:
         variant = read_json(ctx.folder("quantize") / "chosen.json")["variant"]
-        write_json(folder / SERVER_FILE, describe(ctx, f"quantize/{variant}"))
+        server = describe(ctx, f"quantize/{variant}")
+        write_json(folder / SERVER_FILE, server)
         data = ctx.folder("data")
         files = ctx.folder("quantize") / variant, data / "shop.sqlite", data / "kept.jsonl"
-        with open_models(ctx.spec, *files, ctx.parts) as application, serving(application) as url:
+        pages = pages_of(ctx.out, server)
+        with open_models(ctx.spec, *files, ctx.parts, **pages) as application, serving(application) as url:
             progress.say(f"  server on {url}")
             checks = check_server(url, application)
         write_json(folder / "smoke.json", checks)

@@ -29,6 +29,7 @@ from riverrun.chain.measure import (
     tool_scores,
     watched,
 )
+from riverrun.chain.pages import PAGES_FILE, compare_pages
 from riverrun.chain.stage import Context, Gate, StageResult, read_json, read_jsonl
 from riverrun.chain.stages.finetune import tuned_model
 from riverrun.data.choices import choice_answer, choice_prompt
@@ -71,6 +72,7 @@ class Evaluate:
         "agent",
         "chain/measure.py",
         "chain/assistant.py",
+        "chain/pages.py",
     )
     resumable: ClassVar[bool] = True
     isolated: ClassVar[bool] = True
@@ -81,16 +83,23 @@ class Evaluate:
         tuned = ctx.upstream("finetune", "adapter", "method.json")
         if ctx.spec.rounds.most > 1:
             tuned |= ctx.upstream("finetune", "rounds.json")
+        if ctx.spec.pages.compare:
+            data |= ctx.upstream("data", "questions_dev.jsonl")
         return model_digest(ctx) | tuned | data | choices
 
     def config(self, ctx: Context) -> dict[str, Any]:
         spec = ctx.spec
-        parts = (spec.evaluate, spec.search, spec.database)
+        parts = (spec.evaluate, spec.search, spec.database, *((spec.pages, spec.agent) if spec.pages.compare else ()))
         return {type(part).__name__: part.model_dump(mode="json") for part in parts} | {"system": spec.system}
 
     def run(self, ctx: Context, folder: Path, progress: Progress) -> StageResult:
         assistant = assistant_of(ctx)
         models = {"base": (base_model(ctx), None), "tuned": tuned_model(ctx)}
+        scores: dict[str, Any] = {}
+        if ctx.spec.pages.compare and ctx.spec.documents is not None:  # before anything sealed is read
+            pages = folder / PAGES_FILE
+            made = pages.is_file()
+            scores = read_json(pages)["scores"] if made else compare_pages(ctx, assistant, models, folder, progress)
         for name, (path, adapter) in models.items():
             if (folder / f"{name}.json").is_file():
                 continue
@@ -100,7 +109,7 @@ class Evaluate:
             with ctx.model(path, adapter=adapter, name=name) as model:
                 _measure(ctx, model, name, assistant, folder, progress)
         result = _compare(folder)
-        result.scores |= _optimism(ctx, folder)
+        result.scores |= scores | _optimism(ctx, folder)
         return result
 
 

@@ -5,31 +5,38 @@ Only the run folder is needed: the recipe may have moved. `deploy/server.json` s
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from riverrun.agent.cascade import Cascade
 from riverrun.base.errors import InputError
 from riverrun.base.protocols import LanguageModel
 from riverrun.chain.assistant import Assistant, make_assistant
+from riverrun.chain.candidates import open_endpoint
 from riverrun.chain.check import check_database
-from riverrun.chain.spec import AppSpec
+from riverrun.chain.spec import AppSpec, CandidateSpec
 from riverrun.chain.stage import Context, Parts, read_json
 from riverrun.data.journal import read_documents
 
-__all__ = ["Application", "describe", "open_application", "open_models"]
+__all__ = ["SERVER_FILE", "Application", "Source", "describe", "open_application", "open_models"]
 
 SERVER_FILE = "server.json"
+Source = Path | CandidateSpec
+"""Where a served model is: its files, or its endpoint."""
 
 
-def describe(ctx: Context, variant: str) -> dict[str, Any]:
-    """What server.json holds: the files of the application relative to the run folder, and its spec."""
+def describe(ctx: Context, models: Sequence[str | CandidateSpec]) -> dict[str, Any]:
+    """What server.json holds: the files of the application relative to the run folder, and its spec.
+
+    `models` are asked in this order; a text is a path in the run folder.
+    """
     name = ctx.spec.name
     return {
         "name": name,
-        "model": variant,
+        "models": [{"path": m} if isinstance(m, str) else m.model_dump(mode="json") for m in models],
         "database": "data/shop.sqlite",
         "documents": "data/kept.jsonl",
         "ids": [name, f"{name}-agent"],
@@ -55,17 +62,26 @@ class Application:
 
 @contextmanager
 def open_models(
-    spec: AppSpec, model_path: Path, database: Path, documents: Path, parts: Parts
+    spec: AppSpec, sources: Sequence[Source], database: Path, documents: Path, parts: Parts
 ) -> Iterator[Application]:
-    """Load the model, make the agent; the model is closed at the end."""
+    """Load the models, make the agent: of one model, or a cascade where there are more. All are closed at the end."""
     assistant = make_assistant(spec, database, read_documents(documents))
-    model = parts.load("model")(model_path, adapter=None, name=spec.name, threads=spec.threads)
-    try:
-        name = f"{spec.name}-agent"
-        agent = assistant.agent(model, name=name, steps=spec.agent.steps, seconds=spec.agent.seconds)
-        yield Application(spec.name, {spec.name: model, name: agent}, assistant)
-    finally:
-        model.close()
+    name = f"{spec.name}-agent"
+    with ExitStack() as stack:
+        models, agents = [], []
+        for number, source in enumerate(sources):
+            model = _open(source, f"{spec.name}-larger-{number}" if number else spec.name, spec, parts)
+            stack.callback(model.close)
+            models.append(model)
+            agents.append(assistant.agent(model, name=name, steps=spec.agent.steps, seconds=spec.agent.seconds))
+        agent = agents[0] if len(agents) == 1 else Cascade(agents, name=name)
+        yield Application(spec.name, {spec.name: models[0], name: agent}, assistant)
+
+
+def _open(source: Source, name: str, spec: AppSpec, parts: Parts) -> Any:
+    if isinstance(source, CandidateSpec):
+        return open_endpoint(source)
+    return parts.load("model")(source, adapter=None, name=name, threads=spec.threads, slots=spec.deploy.slots)
 
 
 @contextmanager
@@ -78,6 +94,11 @@ def open_application(run: Path, *, database: Path | None = None, parts: Parts | 
         check_database(database)
     server = read_json(file)
     spec = AppSpec.model_validate(server["spec"])
-    files = run / server["model"], database or run / server["database"], run / server["documents"]
-    with open_models(spec, *files, parts or Parts()) as application:
+    sources = [_source(run, model) for model in server["models"]]
+    files = database or run / server["database"], run / server["documents"]
+    with open_models(spec, sources, *files, parts or Parts()) as application:
         yield application
+
+
+def _source(run: Path, model: Mapping[str, Any]) -> Source:
+    return run / model["path"] if "path" in model else CandidateSpec.model_validate(model)

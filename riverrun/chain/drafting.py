@@ -151,6 +151,7 @@ def _write(
         *(f"  {line}" for line in _system(name, topics, has_pages, language)),
         "  {schema}",
         f"candidates: {_flow(names)}",
+        *_languages(candidates, language),
     ]
     if pages is not None and has_pages:
         lines += [
@@ -162,6 +163,17 @@ def _write(
     lines += ["database:", f"  path: {_scalar(_relative(database, folder))}", *_columns(schema, shown)]
     lines += [f"  row_limit: {ROW_LIMIT}", *_questions(pages, has_pages), *_training(shown, topics, language)]
     return "\n".join(lines) + "\n"
+
+
+def _languages(candidates: Sequence[str], language: str) -> list[str]:
+    """A model whose card does not list the language is refused by `select`, unless the draft says otherwise."""
+    cards = load_catalog()
+    known = {name: cards[name].languages for name in candidates if name in cards}
+    foreign = [name for name, languages in known.items() if languages and language not in languages]
+    if not foreign:
+        return []
+    note = f"# {', '.join(foreign)} does not list {language}; a candidate that knows it will do better."
+    return [note, "select: {languages: any}"]
 
 
 def _found(schema: Schema) -> list[str]:

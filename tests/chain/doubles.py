@@ -96,7 +96,7 @@ def count_rows(model: Path, rows: Path, spec: Any) -> Rows:
     return Rows(rows.read_text().count("\n"), 6000, 900, 150, 6, exact=True)
 
 
-def model(path: Path, *, adapter: Path | None = None, name: str = "", threads: int = 0) -> RuleModel:
+def model(path: Path, *, adapter: Path | None = None, name: str = "", threads: int = 0, slots: int = 32) -> RuleModel:
     assert path.exists(), f"{path} does not exist"
     hold("model")
     return RuleModel(name, trained=adapter is not None or "quantize" in path.parts)

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from riverrun.agent.cascade import Cascade
+from riverrun.base.artifacts import digest_json
 from riverrun.base.errors import InputError
-from riverrun.base.protocols import LanguageModel
+from riverrun.base.protocols import LanguageModel, ModelInfo
 from riverrun.chain.assistant import Assistant, make_assistant
 from riverrun.chain.candidates import open_endpoint
 from riverrun.chain.check import check_database
@@ -78,9 +79,23 @@ def open_models(
         yield Application(spec.name, {spec.name: models[0], name: agent}, assistant)
 
 
+class _Elsewhere:
+    """A model at an endpoint that need not be up when the application starts: nothing is asked of it before a question.
+
+    Its `info` is therefore the spec's, with context length 0 (unknown).
+    """
+
+    def __init__(self, entry: CandidateSpec, seconds: float) -> None:
+        digest = digest_json(entry.model_dump(mode="json", exclude={"key_variable"}))
+        self.info = ModelInfo(entry.name, digest, 0, "")
+        self._remote = open_endpoint(entry, seconds=seconds)
+        self.generate, self.stream, self.score = self._remote.generate, self._remote.stream, self._remote.score
+        self.close = self._remote.close
+
+
 def _open(source: Source, name: str, spec: AppSpec, parts: Parts) -> Any:
     if isinstance(source, CandidateSpec):
-        return open_endpoint(source)
+        return _Elsewhere(source, spec.agent.seconds)
     return parts.load("model")(source, adapter=None, name=name, threads=spec.threads, slots=spec.deploy.slots)
 
 

@@ -89,16 +89,17 @@ def all_candidates(ctx: Context) -> list[Candidate]:
     return [find_candidate(ctx, name) for name in names]
 
 
-def open_endpoint(entry: CandidateSpec, *, concurrency: int = 8, attempts: int = 2) -> RemoteModel:
-    """A client of an endpoint; InputError when the environment lacks its key. It connects at the first request."""
+def open_endpoint(entry: CandidateSpec, *, seconds: float = 120.0) -> RemoteModel:
+    """A client that waits `seconds` for a silent endpoint; it connects at the first request.
+
+    InputError when the environment lacks the key.
+    """
     from riverrun.serve.client import RemoteModel
 
     key = os.environ.get(entry.key_variable, "") if entry.key_variable else ""
     if entry.key_variable and not key:
         raise InputError(f"candidate {entry.name}: the environment holds no {entry.key_variable}: set it")
-    return RemoteModel(
-        entry.endpoint, entry.model, api_key=key, timeout_seconds=120.0, concurrency=concurrency, attempts=attempts
-    )
+    return RemoteModel(entry.endpoint, entry.model, api_key=key, timeout_seconds=seconds, concurrency=8, attempts=2)
 
 
 def kept_models(ctx: Context) -> list[Candidate]:

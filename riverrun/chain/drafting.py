@@ -25,6 +25,7 @@ from riverrun.data.pipeline import clean_folder
 from riverrun.data.schema import Schema, read_schema
 from riverrun.data.shown import Shown, choose_shown
 from riverrun.data.synthesis import SynthesisConfig
+from riverrun.hub.catalog import load_catalog
 
 __all__ = ["Draft", "draft_app", "write_draft"]
 

@@ -205,8 +205,10 @@ class AgentSpec(Config):
 
 
 class TargetsSpec(Config):
-    """What the served application must reach. Each one stated is a gate; with one of the last three the live server is
-    loaded before release."""
+    """What the served application must reach; each one stated is a gate.
+
+    With one of the last three the live server is loaded before release.
+    """
 
     success: Share | None = None
     """Sealed tool-task success through HTTP and agent, at least."""

@@ -1,8 +1,8 @@
 """Stand-ins for the model, the trainer and the quantiser, so that the whole chain runs in seconds.
 
 The model answers by rules: a trained or quantised one (it has an adapter, or lies in a run's quantize folder) knows
-every question of the tiny shop, the bare one only those whose text hashes evenly. With TEST_HOLD_<part> set to a FIFO,
-a part opens the FIFO and waits to be killed.
+every question of the tiny shop, and so does one whose name holds "large"; the bare one only those whose text hashes
+evenly. With TEST_HOLD_<part> set to a FIFO, a part opens the FIFO and waits to be killed.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def count_rows(model: Path, rows: Path, spec: Any) -> Rows:
 def model(path: Path, *, adapter: Path | None = None, name: str = "", threads: int = 0, slots: int = 32) -> RuleModel:
     assert path.exists(), f"{path} does not exist"
     hold("model")
-    return RuleModel(name, trained=adapter is not None or "quantize" in path.parts)
+    return RuleModel(name, trained=adapter is not None or "quantize" in path.parts or "large" in path.name)
 
 
 @dataclass

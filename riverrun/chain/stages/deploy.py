@@ -28,8 +28,8 @@ __all__ = ["Deploy"]
 
 LOAD_QUESTIONS = 200
 ADVICE = {
-    "rps": "Take a smaller model, fewer agent.steps or a shorter evaluate.max_tokens, or serve on more cores.",
     "p95_ttft_ms": "Offer less (targets.rps), take a smaller model, or serve on more cores.",
+    "rps": "Take a smaller model, fewer agent.steps or a shorter evaluate.max_tokens, or serve on more cores.",
     "memory_gb": "Take a smaller model, fewer deploy.slots, or keep fewer models (select.keep).",
 }
 

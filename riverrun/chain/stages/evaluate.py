@@ -67,6 +67,7 @@ class Evaluate:
         "serve",
         "evaluate",
         "agent",
+        "chain/candidates.py",
         "chain/measure.py",
         "chain/assistant.py",
     )

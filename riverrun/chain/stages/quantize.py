@@ -51,6 +51,7 @@ class Quantize:
         "serve",
         "evaluate",
         "agent",
+        "plan",
         "chain/quantizing.py",
         "chain/measure.py",
         "chain/assistant.py",

@@ -90,6 +90,8 @@ def _section(model: type[BaseModel], prefix: str) -> list[str]:
         if (inner := _inner(field.annotation)) is not None:
             sections += _section(inner, f"{prefix}.{name}".strip("."))
             continue
+        if (entry := _entry(field.annotation)) is not None:
+            sections += _section(entry, f"{prefix}.{name}, one entry".strip("."))
         meaning = field.description or texts.get(name, "")
         choices = [f"`{value}`" for value in getattr(field.annotation, "__args__", ()) if isinstance(value, str)]
         words = ". ".join(part for part in (" or ".join(choices), " ".join(meaning.split())) if part)
@@ -103,6 +105,12 @@ def _inner(annotation: Any) -> type[BaseModel] | None:
         if isinstance(part, type) and issubclass(part, BaseModel):
             return part
     return None
+
+
+def _entry(annotation: Any) -> type[BaseModel] | None:
+    """The model that an entry of a list may be."""
+    found = (_inner(part) for part in getattr(annotation, "__args__", ()))
+    return next((model for model in found if model is not None), None)
 
 
 def _first_line(model: type[BaseModel]) -> str:

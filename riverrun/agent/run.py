@@ -78,7 +78,7 @@ class Run:
     def completion(self) -> Completion:
         state = self.state
         message = Message.of("assistant", state.text)
-        return Completion(message, state.last_reason, state.usage, state.text, tuple(state.steps))
+        return Completion(message, state.last_reason, state.usage, state.text, tuple(state.steps), state.unread)
 
     def work(self) -> Iterator[Mapping[str, Any]]:
         """Carry out pending calls; finish when there is nothing left to ask. Yields the steps done."""

@@ -57,6 +57,7 @@ class State:
     failed: dict[str, int] = field(default_factory=dict)
     steps: list[dict[str, Any]] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
+    unread: int = 0
     usage: Usage = field(default_factory=Usage)
     answered: bool = False
     final: str = ""
@@ -92,6 +93,7 @@ class State:
         self.pending = list(calls)
         if event["visible"]:
             self.texts.append(event["visible"])
+        self.unread += len(event["unread"])
         for problem in event["unread"]:
             self.messages.append(Message.of("tool", f"error: {problem}", tool_call_id="unread"))
         self.answered = not calls and (bool(self.final) or not event["unread"])

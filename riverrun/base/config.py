@@ -85,6 +85,8 @@ def _explain(model: type[BaseModel], item: Any, origin: str) -> str:
         return f"{origin}: unknown key '{dotted}'.{nearest(location[-1], _fields(model, location[:-1]))}"
     if item["type"] == "missing":
         return f"{origin}: key '{dotted}' is required"
+    if not dotted:  # about several keys together: the whole file would be the value
+        return f"{origin}: {item['msg'].removeprefix('Value error, ')}"
     return f"{origin}: '{dotted}' = {item.get('input')!r}: {item['msg']}"
 
 

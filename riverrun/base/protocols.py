@@ -54,7 +54,8 @@ class Completion:
     """The finished answer. `raw` is the text as generated, tool-call marks included.
 
     `steps` is what an agent did on the way, one mapping per tool call:
-    {"tool", "arguments", "content", "data", "is_error"}; empty for a plain model.
+    {"tool", "arguments", "content", "data", "is_error"}; empty for a plain model. `unread` counts the tool calls of an
+    agent's model that could not be read.
     """
 
     message: Message
@@ -62,6 +63,7 @@ class Completion:
     usage: Usage
     raw: str = ""
     steps: tuple[Mapping[str, Any], ...] = ()
+    unread: int = 0
 
 
 @dataclass(frozen=True, slots=True)

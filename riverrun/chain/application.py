@@ -5,35 +5,44 @@ Only the run folder is needed: the recipe may have moved. `deploy/server.json` s
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
+from riverrun.agent.cascade import Cascade
+from riverrun.base.artifacts import digest_json
 from riverrun.base.errors import InputError
-from riverrun.base.protocols import LanguageModel
+from riverrun.base.protocols import LanguageModel, ModelInfo
 from riverrun.chain.assistant import Assistant, make_assistant
+from riverrun.chain.candidates import open_endpoint
 from riverrun.chain.check import check_database
 from riverrun.chain.pages import BASE_MODES, base_beside, grounding_of, served_mode
-from riverrun.chain.spec import AppSpec
+from riverrun.chain.spec import AppSpec, CandidateSpec
 from riverrun.chain.stage import Context, Parts, read_json
 from riverrun.data.journal import read_documents
 
-__all__ = ["Application", "describe", "open_application", "open_models", "pages_of"]
+__all__ = ["SERVER_FILE", "Application", "Source", "describe", "open_application", "open_models", "pages_of"]
 
 SERVER_FILE = "server.json"
+Source = Path | CandidateSpec
+"""Where a served model is: its files, or its endpoint."""
 
 
-def describe(ctx: Context, variant: str) -> dict[str, Any]:
+def describe(ctx: Context, models: Sequence[str | CandidateSpec]) -> dict[str, Any]:
     """What server.json holds: the files of the application relative to the run folder, how it answers from pages, and
-    its spec. `base` is the model before its tuning, where it words those answers."""
+    its spec.
+
+    `models` are asked in this order; a text is a path in the run folder. `base` is the model before its tuning, where
+    it words the answers from pages.
+    """
     name = ctx.spec.name
     mode = served_mode(ctx.out)
     base = base_beside(ctx.folder("quantize")) if mode in BASE_MODES else None
     return {
         "name": name,
-        "model": variant,
+        "models": [{"path": m} if isinstance(m, str) else m.model_dump(mode="json") for m in models],
         "database": "data/shop.sqlite",
         "documents": "data/kept.jsonl",
         "pages": mode,
@@ -62,7 +71,7 @@ class Application:
 @contextmanager
 def open_models(
     spec: AppSpec,
-    model_path: Path,
+    sources: Sequence[Source],
     database: Path,
     documents: Path,
     parts: Parts,
@@ -70,29 +79,55 @@ def open_models(
     pages: str = "tuned",
     base_path: Path | None = None,
 ) -> Iterator[Application]:
-    """Load the model, make the agent; the model is closed at the end. `pages` is how the agent answers from pages,
-    `base_path` a second model that words those answers."""
+    """Load the models, make the agent: of one model, or a cascade where there are more. All are closed at the end.
+
+    `pages` is how the agent answers from pages, `base_path` a further model that words those answers.
+    """
     kept = read_documents(documents)
     assistant = make_assistant(spec, database, kept)
+    name = f"{spec.name}-agent"
     with ExitStack() as stack:
 
-        def load(path: Path) -> LanguageModel:
-            model = parts.load("model")(path, adapter=None, name=spec.name, threads=spec.threads)
+        def load(source: Source, called: str) -> Any:
+            model = _open(source, called, spec, parts)
             stack.callback(model.close)
-            return cast(LanguageModel, model)
+            return model
 
-        model = load(model_path)
-        base = load(base_path) if base_path is not None else None
-        name = f"{spec.name}-agent"
-        grounding = grounding_of(spec, assistant, pages, kept, model, base)
-        agent = assistant.agent(model, name=name, limits=spec.agent, grounding=grounding)
-        yield Application(spec.name, {spec.name: model, name: agent}, assistant)
+        base = load(base_path, f"{spec.name}-base") if base_path is not None else None
+        models, agents = [], []
+        for number, source in enumerate(sources):
+            model = load(source, f"{spec.name}-larger-{number}" if number else spec.name)
+            models.append(model)
+            grounding = grounding_of(spec, assistant, pages, kept, model, base)
+            agents.append(assistant.agent(model, name=name, limits=spec.agent, grounding=grounding))
+        agent = agents[0] if len(agents) == 1 else Cascade(agents, name=name)
+        yield Application(spec.name, {spec.name: models[0], name: agent}, assistant)
 
 
 def pages_of(run: Path, server: Mapping[str, Any]) -> dict[str, Any]:
     """How a run's server.json says that pages are answered, as arguments of `open_models`."""
     base = server.get("base")
     return {"pages": server.get("pages", "tuned"), "base_path": run / base if base else None}
+
+
+class _Elsewhere:
+    """A model at an endpoint that need not be up when the application starts: nothing is asked of it before a question.
+
+    Its `info` is therefore the spec's, with context length 0 (unknown).
+    """
+
+    def __init__(self, entry: CandidateSpec, seconds: float) -> None:
+        digest = digest_json(entry.model_dump(mode="json", exclude={"key_variable"}))
+        self.info = ModelInfo(entry.name, digest, 0, "")
+        self._remote = open_endpoint(entry, seconds=seconds)
+        self.generate, self.stream, self.score = self._remote.generate, self._remote.stream, self._remote.score
+        self.close = self._remote.close
+
+
+def _open(source: Source, name: str, spec: AppSpec, parts: Parts) -> Any:
+    if isinstance(source, CandidateSpec):
+        return _Elsewhere(source, spec.agent.seconds)
+    return parts.load("model")(source, adapter=None, name=name, threads=spec.threads, slots=spec.deploy.slots)
 
 
 @contextmanager
@@ -105,6 +140,11 @@ def open_application(run: Path, *, database: Path | None = None, parts: Parts | 
         check_database(database)
     server = read_json(file)
     spec = AppSpec.model_validate(server["spec"])
-    files = run / server["model"], database or run / server["database"], run / server["documents"]
-    with open_models(spec, *files, parts or Parts(), **pages_of(run, server)) as application:
+    sources = [_source(run, model) for model in server["models"]]
+    files = database or run / server["database"], run / server["documents"]
+    with open_models(spec, sources, *files, parts or Parts(), **pages_of(run, server)) as application:
         yield application
+
+
+def _source(run: Path, model: Mapping[str, Any]) -> Source:
+    return run / model["path"] if "path" in model else CandidateSpec.model_validate(model)

@@ -49,7 +49,7 @@ def check_inputs(ctx: Context) -> None:
         if name and not ctx.file(name).is_file():
             raise InputError(f"{key}: file {ctx.file(name)} does not exist: correct '{key}' in the spec")
     for candidate in spec.candidates:
-        if is_path(candidate) and not ctx.file(candidate).exists():
+        if isinstance(candidate, str) and is_path(candidate) and not ctx.file(candidate).exists():
             raise InputError(
                 f"candidate {ctx.file(candidate)} does not exist: give a model's path or a name of `riverrun hub list`"
             )

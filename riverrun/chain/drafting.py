@@ -25,6 +25,7 @@ from riverrun.data.pipeline import clean_folder
 from riverrun.data.schema import Schema, read_schema
 from riverrun.data.shown import Shown, choose_shown
 from riverrun.data.synthesis import SynthesisConfig
+from riverrun.hub.catalog import load_catalog
 
 __all__ = ["Draft", "draft_app", "system_lines", "write_draft"]
 
@@ -157,6 +158,7 @@ def _write(
         *(f"  {line}" for line in system_lines(name, topics, has_pages, language)),
         "  {schema}",
         f"candidates: {_flow(names)}",
+        *_languages(candidates, language),
     ]
     if pages is not None and has_pages:
         lines += [
@@ -176,6 +178,17 @@ def _write(
     ]
     lines += [*_questions(pages, has_pages), *_answers(candidates), *_training(shown, topics, language)]
     return "\n".join(lines) + "\n"
+
+
+def _languages(candidates: Sequence[str], language: str) -> list[str]:
+    """A model whose card does not list the language is refused by `select`, unless the draft says otherwise."""
+    cards = load_catalog()
+    known = {name: cards[name].languages for name in candidates if name in cards}
+    foreign = [name for name, languages in known.items() if languages and language not in languages]
+    if not foreign:
+        return []
+    note = f"# {', '.join(foreign)} does not list {language}; a candidate that knows it will do better."
+    return [note, "select: {languages: any}"]
 
 
 def _found(schema: Schema) -> list[str]:

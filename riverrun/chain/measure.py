@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from riverrun.base.artifacts import atomic_file, write_json
 from riverrun.base.progress import Progress
@@ -24,18 +24,21 @@ from riverrun.evaluate.tooltasks import Record, ToolQuestion
 
 __all__ = [
     "assistant_of",
+    "dev_questions",
     "difference_names",
     "json_once",
     "lines_once",
     "measure_tools",
     "rate_names",
     "sealed_questions",
+    "spread",
     "tool_scores",
     "watched",
     "write_lines",
 ]
 
 Row = dict[str, Any]
+T = TypeVar("T")
 
 
 def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -81,6 +84,18 @@ def watched(model: LanguageModel, progress: Progress, name: str, total: int | No
 
 def sealed_questions(ctx: Context) -> list[ToolQuestion]:
     return [ToolQuestion.from_dict(row) for row in read_jsonl(ctx.folder("data") / "questions_sealed.jsonl")]
+
+
+def dev_questions(ctx: Context, count: int) -> list[ToolQuestion]:
+    """At most `count` of the development questions, of all kinds; none where the recipe makes none."""
+    rows = read_jsonl(ctx.folder("data") / "questions_dev.jsonl")
+    return [ToolQuestion.from_dict(row) for row in spread(rows, count)]
+
+
+def spread(items: Sequence[T], count: int) -> list[T]:
+    """`count` items at even distances, so that all kinds are among them."""
+    step = max(1.0, len(items) / count)
+    return [items[int(index * step)] for index in range(min(count, len(items)))]
 
 
 def measure_tools(

@@ -233,7 +233,7 @@ def stage_costs(ctx: Context, shape: ModelConfig, hardware: Hardware, rows: Rows
         StageCost("plan", light, 2.0, "memory and time of each method"),
         StageCost("finetune", max(training.memory_bytes, memory if most > 1 else 0), spent, how),
         StageCost("evaluate", memory, untuned + tools + reading, "before and after: tools, choice, retention, safety"),
-        StageCost("quantize", memory, 2 * tools, "two four-bit forms, both scored"),
+        StageCost("quantize", memory, 2.2 * tools, "two four-bit forms, both scored"),
         StageCost("deploy", memory, asks(5, 60, 60), "the server, checked from outside"),
         StageCost("agent", memory, 2 * tools, "the sealed questions through HTTP and agent"),
         StageCost("report", light, 1.0, "one page"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from riverrun.base.artifacts import LINEAGE_FILE
-from riverrun.chain.candidates import Candidate, find_candidate
+from riverrun.chain.candidates import Candidate, all_candidates
 from riverrun.chain.check import check_inputs
 from riverrun.chain.machine import dtype_name, measure_machine
 from riverrun.chain.planning import estimate_rows, make_plan, stage_costs
@@ -18,9 +18,10 @@ def preview(ctx: Context) -> str:
     check_inputs(ctx)
     spec = ctx.spec
     lines = [word("preview", name=spec.name, out=ctx.out)]
-    candidates = [find_candidate(ctx, name) for name in spec.candidates]
+    candidates = all_candidates(ctx)
     here = [_describe(ctx, candidate, lines) for candidate in candidates]
-    first = next((candidate for candidate, there in zip(candidates, here, strict=True) if there), None)
+    local = [(candidate, there) for candidate, there in zip(candidates, here, strict=True) if not candidate.endpoint]
+    first = next((candidate for candidate, there in local if there), None)
     if first is None:
         return "\n".join([*lines, word("no_model")])
     dtype = dtype_name(spec.finetune.dtype)
@@ -56,6 +57,7 @@ def _describe(ctx: Context, candidate: Candidate, lines: list[str]) -> bool:
     """One line on a candidate; whether its files are on this machine."""
     there = candidate.here()
     state = word("here") if there else word("to_fetch", megabytes=candidate.size_bytes / 1e6)
+    state = word("elsewhere", url=candidate.endpoint.endpoint) if candidate.endpoint else state
     licence = candidate.licence or word("no_licence")
     refused = candidate.licence and candidate.licence not in ctx.spec.licences
     note = word("refused", allowed=", ".join(ctx.spec.licences)) if refused else ""

@@ -14,7 +14,7 @@ from typing import Any
 from riverrun.base.artifacts import write_json
 from riverrun.models.load import BUNDLE, Checkpoint, load_checkpoint, load_model, save_companions
 
-__all__ = ["quantize"]
+__all__ = ["copy_model", "quantize"]
 
 
 def quantize(model: Path, adapter: Path | None, out: Path, *, group_size: int) -> dict[str, Any]:
@@ -40,17 +40,17 @@ def _bundle(opened: Checkpoint, adapter: Path, folder: Path, group_size: int) ->
     folder.mkdir(parents=True, exist_ok=True)
     if _is_four_bit(opened):
         base = folder / ("base" + opened.path.suffix if opened.path.is_file() else "base")
-        _copy(opened.path, base)
+        copy_model(opened.path, base)
         error = 0.0
     else:
         base = folder / "base"
         error = _round(opened, base, group_size)["max_error"]
-    _copy(adapter, folder / "adapter")
+    copy_model(adapter, folder / "adapter")
     write_json(folder / BUNDLE, {"base": base.name, "adapter": "adapter"})
     return {"bytes": load_checkpoint(folder).weight_bytes, "max_error": error}
 
 
-def _copy(source: Path, target: Path) -> None:
+def copy_model(source: Path, target: Path) -> None:
     """A hard link where the file system allows it (model files are never written in place), else a copy."""
 
     def one(start: str, end: str) -> str:

@@ -35,6 +35,7 @@ from riverrun.web.page import (
 __all__ = ["build_report"]
 
 TRANSCRIPTS = 12
+TARGET = "targets."
 Heads = list[Content]
 Rows = list[list[Content | int | float | None]]
 
@@ -75,6 +76,7 @@ def build_report(root: Path) -> str:
     parts = [
         ("result", Both("Result", "结果"), _result(run)),
         ("use", Both("Use it", "使用"), _commands(run)),
+        ("select", Both("Candidates", "候选模型"), _candidates(run)),
         ("data", Both("Documents", "文档"), _documents(run)),
         ("plan", Both("Plan: predicted and measured", "计划:预测与实测"), _plan(run)),
         ("finetune", Both("Fine-tuning", "微调"), _finetune(run)),
@@ -131,7 +133,7 @@ def _result(run: RunFiles) -> Markup:
     gates = run.summary.get("gates", [])
     good, bad = badge(Both("met", "达标"), kind="good"), badge(Both("missed", "未达标"), kind="bad")
     off = badge(Both("not set", "未设"), kind="plain")
-    rows: Rows = [
+    shown: list[list[Any]] = [
         [
             gate["stage"],
             gate["name"],
@@ -141,6 +143,10 @@ def _result(run: RunFiles) -> Markup:
         ]
         for gate in gates
     ]
+    rows: Rows = [row for row in shown if not row[1].startswith(TARGET)]
+    targets: Rows = [
+        [row[1].removeprefix(TARGET), row[3], row[2], row[4]] for row in shown if row[1].startswith(TARGET)
+    ]
     columns: Heads = [
         Both("Stage", "阶段"),
         Both("Gate", "门槛"),
@@ -148,7 +154,50 @@ def _result(run: RunFiles) -> Markup:
         Both("Bar", "要求"),
         "",
     ]
-    return join(tiles(figures), table(columns, rows, numeric=(2, 3), caption=Both("Gates", "门槛")))
+    goals: Heads = [Both("Target", "目标"), Both("Stated", "要求"), Both("Measured", "实测"), ""]
+    met = table(goals, targets, numeric=(1, 2), caption=Both("Targets", "目标")) if targets else Markup("")
+    return join(tiles(figures), met, table(columns, rows, numeric=(2, 3), caption=Both("Gates", "门槛")))
+
+
+def _candidates(run: RunFiles) -> Markup:
+    """Every candidate with its figures, and why it was not kept."""
+    kept = badge(Both("kept", "保留"), kind="good")
+    rows: Rows = []
+    for row in run.get("select.candidates", []):
+        score, where = row["dev_score"], Both("this machine", "本机") if row["kind"] == "local" else row["kind"]
+        rows.append(
+            [
+                row["name"],
+                where,
+                row["licence"] or "–",
+                ", ".join(row["languages"]) or "–",
+                _megabytes(row["memory_bytes"]),
+                row["context_length"] or None,
+                row.get("tokens_per_second"),
+                row.get("ttft_ms"),
+                "–" if score is None else f"{_percent(score['value'])} (n = {score['n']})",
+                kept if row["kept"] else row["why"],
+            ]
+        )
+    columns: Heads = [
+        Both("Model", "模型"),
+        Both("Runs on", "运行于"),
+        Both("Licence", "许可证"),
+        Both("Languages", "语言"),
+        Both("Memory", "内存"),
+        Both("Context", "上下文"),
+        Both("Tokens a second", "词元/秒"),
+        Both("First token, ms", "首词元,毫秒"),
+        Both("Development questions", "开发题"),
+        "",
+    ]
+    words = paragraph(
+        Both(
+            "Speeds of models on this machine are predicted, those of endpoints measured with one request.",
+            "本机模型的速度为预测值,端点的速度由一次请求实测。",
+        )
+    )
+    return join(words, table(columns, rows, numeric=(4, 5, 6, 7, 8)))
 
 
 def _commands(run: RunFiles) -> Markup:

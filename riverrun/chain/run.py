@@ -180,7 +180,7 @@ class Run:
 
     def _judge(self, stage: str, failed: Sequence[Gate]) -> None:
         for gate in failed:
-            bar = gate.bar(self.ctx.spec.gates)
+            bar = gate.bar(self.ctx.spec)
             assert bar is not None
             self.log("gate_failed", stage=stage, name=gate.name, value=gate.value, bar=bar)
             raise GateError(gate.name, gate.value, bar, gate.advice)

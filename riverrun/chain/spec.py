@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
-from riverrun.base.config import Config, load_config
+from riverrun.base.config import Config, build_config, load_config
 from riverrun.base.errors import ConfigError
 from riverrun.data.synthesis import SynthesisConfig
 from riverrun.train.config import FinetuneConfig
@@ -23,6 +24,7 @@ __all__ = [
     "SHIPPED",
     "AgentSpec",
     "AppSpec",
+    "CandidateSpec",
     "DatabaseSpec",
     "DeploySpec",
     "DocumentsSpec",
@@ -35,6 +37,7 @@ __all__ = [
     "RoundsSpec",
     "SearchSpec",
     "SelectSpec",
+    "TargetsSpec",
     "TrainingDataSpec",
     "load_app",
 ]
@@ -102,11 +105,43 @@ class PagesSpec(Config):
     they fit. The cheapest (in this order) that is not proven worse than the best is served; off: `tuned`."""
 
 
+class CandidateSpec(Config):
+    """A candidate behind an OpenAI-compatible endpoint, as an entry of `candidates`. It is never tuned."""
+
+    endpoint: str
+    """Address, such as http://127.0.0.1:8001/v1."""
+    model: str = Field(min_length=1)
+    """The model's id there."""
+    key_variable: str = ""
+    """Name of the environment variable that holds the API key; the key itself is written nowhere."""
+    licence: str = ""
+    """The model's licence, held against `licences`; empty: not stated."""
+    languages: tuple[str, ...] = ()
+    """Languages it knows, such as [en, zh]; empty: not stated."""
+
+    @field_validator("endpoint")
+    @classmethod
+    def _address(cls, value: str) -> str:
+        parts = urlsplit(value)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("an endpoint is an http address such as http://127.0.0.1:8001/v1")
+        return value
+
+    @property
+    def name(self) -> str:
+        return f"{self.model}@{urlsplit(self.endpoint).netloc.rpartition('@')[2]}"
+
+
 class SelectSpec(Config):
     """Choosing among the candidates."""
 
     dev_questions: int = Field(default=8, ge=0)
-    """Development questions each accepted candidate answers; 0 scores none and takes the first accepted one."""
+    """Development questions each accepted candidate answers; 0 scores none and keeps the first accepted ones."""
+    keep: int = Field(default=1, ge=1)
+    """Models kept at most. Of several the smallest one on this machine is tuned and asked first; a question it does
+    badly at goes to the next larger one, an endpoint last."""
+    languages: Literal["known", "any"] = "known"
+    """known refuses a candidate whose card does not list the application's language; any takes it all the same."""
 
 
 class TrainingDataSpec(Config):
@@ -186,6 +221,10 @@ class DeploySpec(Config):
     """Port; 0 picks a free one."""
     api_keys: tuple[str, ...] = ()
     """Accepted keys; none means that no key is asked for (loopback only)."""
+    slots: int = Field(default=32, ge=1)
+    """Sequences that are decoded at once; further requests wait. With `targets` other numbers are tried too."""
+    load_seconds: float = Field(default=20.0, gt=0)
+    """Length of one load test; it goes on until 30 requests were sent. Only with `targets`."""
 
 
 class AgentSpec(Config):
@@ -211,6 +250,26 @@ class AgentSpec(Config):
         if self.closing == "rows" and not self.grounded:
             raise ValueError("agent.closing = rows needs agent.grounded: true")
         return self
+
+
+class TargetsSpec(Config):
+    """What the served application must reach; each one stated is a gate.
+
+    With one of the last three the live server is loaded before release.
+    """
+
+    success: Share | None = None
+    """Sealed tool-task success through HTTP and agent, at least."""
+    rps: float | None = Field(default=None, gt=0)
+    """Answers a second at the agent's endpoint, at least. A tenth more is offered; without it, one request a second."""
+    p95_ttft_ms: float | None = Field(default=None, gt=0)
+    """95th percentile of the time to the first piece of an answer's text under that load, in milliseconds, at most."""
+    memory_gb: float | None = Field(default=None, gt=0)
+    """Peak memory of the serving process under that load, in units of 10^9 bytes, at most."""
+
+    @property
+    def under_load(self) -> bool:
+        return any(value is not None for value in (self.rps, self.p95_ttft_ms, self.memory_gb))
 
 
 class GatesSpec(Config):
@@ -243,8 +302,9 @@ class AppSpec(Config):
     """The assistant's system text. The line `Tables: ...` made from the database comes at `{schema}`, or at the end."""
     seed: int = 7
     """Of everything that is drawn: database, questions, order of training."""
-    candidates: tuple[str, ...] = Field(min_length=1)
-    """Names from the catalogue (`riverrun hub list`) or paths of model files, relative to the recipe."""
+    candidates: tuple[str | CandidateSpec, ...] = Field(min_length=1)
+    """Names from the catalogue (`riverrun hub list`), paths of model files relative to the recipe, or endpoints as
+    {endpoint: URL, model: ID}."""
     licences: tuple[str, ...] = ("apache-2.0", "mit", "bsd-3-clause")
     """Licences that may be used."""
     memory_gb: float | None = Field(default=None, gt=0)
@@ -271,6 +331,30 @@ class AppSpec(Config):
     deploy: DeploySpec = DeploySpec()
     agent: AgentSpec = AgentSpec()
     gates: GatesSpec = GatesSpec()
+    targets: TargetsSpec = TargetsSpec()
+
+    @field_validator("candidates", mode="before")
+    @classmethod
+    def _endpoints(cls, value: Any) -> Any:
+        """Entries that are mappings are endpoints: what is wrong with one is said of it, not of all kinds of entry."""
+        if not isinstance(value, list | tuple):
+            return value
+        entries = []
+        for number, item in enumerate(value, 1):
+            origin = f"candidates, entry {number}"
+            if not isinstance(item, str | dict | CandidateSpec):
+                raise ConfigError(f"{origin} is {item!r}: give a name, a path or {{endpoint: URL, model: ID}}")
+            entries.append(build_config(CandidateSpec, item, origin=origin) if isinstance(item, dict) else item)
+        return tuple(entries)
+
+    @model_validator(mode="after")
+    def _kept(self) -> AppSpec:
+        names = [entry if isinstance(entry, str) else entry.name for entry in self.candidates]
+        if len(set(names)) < len(names):
+            raise ValueError(f"candidates names '{max(names, key=names.count)}' twice: leave one out")
+        if self.select.keep > len(names):
+            raise ValueError(f"select.keep = {self.select.keep} is more than the {len(names)} candidates")
+        return self
 
     @model_validator(mode="after")
     def _one_source(self) -> AppSpec:

@@ -19,7 +19,7 @@ from riverrun.base.artifacts import code_version, digest_file, digest_json, dige
 from riverrun.base.errors import InputError
 from riverrun.base.progress import Progress
 from riverrun.base.protocols import LanguageModel
-from riverrun.chain.spec import AppSpec, GatesSpec
+from riverrun.chain.spec import AppSpec
 
 __all__ = [
     "STAGES",
@@ -40,19 +40,20 @@ PACKAGE = Path(riverrun.__file__).parent
 
 @dataclass(frozen=True)
 class Gate:
-    """A measured figure and its bar. `name` is the field of GatesSpec that holds the bar."""
+    """A measured figure and its bar. `name` is the field of `gates` that holds the bar, or `targets.<field>`."""
 
     name: str
     value: float
     higher_is_better: bool
     advice: str
 
-    def bar(self, gates: GatesSpec) -> float | None:
-        value = getattr(gates, self.name)
+    def bar(self, spec: AppSpec) -> float | None:
+        section, _, key = self.name.rpartition(".")
+        value = getattr(getattr(spec, section or "gates"), key)
         return None if value is None else float(value)
 
-    def passes(self, gates: GatesSpec) -> bool:
-        bar = self.bar(gates)
+    def passes(self, spec: AppSpec) -> bool:
+        bar = self.bar(spec)
         return bar is None or (self.value >= bar if self.higher_is_better else self.value <= bar)
 
 

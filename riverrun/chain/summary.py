@@ -7,11 +7,15 @@ seconds, memory is bytes. A name is absent when its stage has not finished or wh
 |---|---|
 | name, seed | of the application |
 | model.name, model.sha256 | the chosen base model |
+| select.kept | names of the models that are served, in the order in which they are asked |
+| select.candidates | rows of candidates.json with `why` each other fell, tokens_per_second and ttft_ms |
 | data.documents, data.kept, data.dropped | pages read, kept, dropped |
 | data.dropped_by.<reason> | pages dropped for each reason |
 | data.train_rows, data.questions_dev, data.questions_sealed | conversations and questions made |
 | plan.chosen | full, lora or none |
 | plan.predicted.<method>.memory_bytes, .seconds | predicted peak memory and time of full, lora, inference |
+| plan.forms.<form>.file_bytes, .memory_bytes | with targets, predicted for 16-bit, q4-base-adapter, q4-merged |
+| plan.forms.<form>.tokens_per_second, .ttft_seconds, .rps | of one sequence, to its first text, with all slots busy |
 | finetune.steps, .tokens, .label_tokens, .tokens_per_second | what was trained; absent with method none |
 | finetune.computed_tokens | tokens multiplied; below `tokens` where a shared beginning was computed once |
 | finetune.first_loss, finetune.last_loss | mean loss over label tokens, first and last step |
@@ -36,15 +40,21 @@ seconds, memory is bytes. A name is absent when its stage has not finished or wh
 | pages.chosen, .n, .routed | the way that is served; questions compared on; share that reached the search |
 | quantize.<variant>.success, .low, .high, .n, .bytes | variant is q4-base-adapter or q4-merged |
 | quantize.<variant>.by_kind.<kind> | success by kind of question |
+| quantize.<variant>.dev.success, .low, .high, .n | on development questions, by which the variant is chosen |
 | quantize.<variant>.drop.difference, .low, .high | tuned minus quantised, paired 95 % interval |
-| quantize.chosen | the variant that is deployed |
+| quantize.chosen | the variant that is deployed; endpoint where the model runs elsewhere |
 | drop.difference, .low, .high | the chosen variant's drop |
 | deploy.ok | 1 when every check of the live server passed |
+| load.requests, .errors, .offered_rps, .rps, .memory_gb | with targets: the load test of the setting that is served |
+| load.slots, load.drafts | that setting |
+| load.p50_ttft_ms, .p95_ttft_ms, .p99_ttft_ms | percentiles of the time to an answer's first text |
+| load.p50_latency_ms, .p95_latency_ms | percentiles of the time to its end |
 | agent.success, .low, .high, .n | sealed tool tasks through HTTP and agent |
 | agent.by_kind.<kind> | success by kind of question |
 | agent.page_answers.success, .low, .high, .n | sealed page questions with a known fact whose answer says it |
 | agent.through.difference, .low, .high | the deployed model's own score minus the agent's, paired 95 % interval |
 | agent.steps_mean | tool calls an answer took |
+| agent.handed_over | share of the questions that went on to a larger model, where one is kept |
 | stages.<stage>.seconds, .peak_bytes | wall time, peak resident memory of its process |
 | stages.<stage>.skipped, .sha256 | whether this run skipped it, digest of its outputs |
 | stages.<stage>.counts.<anything> | the stage's own counts |
@@ -100,8 +110,8 @@ class Summary:
         failed = []
         for item in packed["gates"]:
             gate = Gate(**item)
-            passed = gate.passes(self.spec.gates)
-            bar = gate.bar(self.spec.gates)
+            passed = gate.passes(self.spec)
+            bar = gate.bar(self.spec)
             self.gates.append({**item, "stage": lineage.stage, "bar": bar, "passed": passed})
             if not passed:
                 failed.append(gate)

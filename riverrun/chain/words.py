@@ -37,6 +37,7 @@ _WORDS: dict[str, tuple[str, str]] = {
     ),
     "there": (" (done before)", "(已完成)"),
     "here": ("on this machine", "已在本机"),
+    "elsewhere": ("at {url}", "位于 {url}"),
     "to_fetch": ("{megabytes:.0f} MB to fetch", "需下载 {megabytes:.0f} MB"),
     "no_licence": ("licence not stated", "许可证未注明"),
     "refused": ("; refused, allowed: {allowed}", ";不允许使用,允许的许可证:{allowed}"),

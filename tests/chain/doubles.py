@@ -1,8 +1,8 @@
 """Stand-ins for the model, the trainer and the quantiser, so that the whole chain runs in seconds.
 
 The model answers by rules: a trained or quantised one (it has an adapter, or lies in a run's quantize folder) knows
-every question of the tiny shop, the bare one only those whose text hashes evenly. With TEST_HOLD_<part> set to a FIFO,
-a part opens the FIFO and waits to be killed.
+every question of the tiny shop, and so does one whose name holds "large"; the bare one only those whose text hashes
+evenly. With TEST_HOLD_<part> set to a FIFO, a part opens the FIFO and waits to be killed.
 
 What training in rounds teaches is given by the environment: TEST_SKILLS ({"round-1": 40}) is the share of the questions
 that the model of a round knows, TEST_NEED the number of rows that all of them take.
@@ -102,11 +102,12 @@ def count_rows(model: Path, rows: Path, spec: Any) -> Rows:
     return Rows(rows.read_text().count("\n"), 6000, 900, 150, 6, exact=True)
 
 
-def model(path: Path, *, adapter: Path | None = None, name: str = "", threads: int = 0) -> RuleModel:
+def model(path: Path, *, adapter: Path | None = None, name: str = "", threads: int = 0, slots: int = 32) -> RuleModel:
     assert path.exists(), f"{path} does not exist"
     hold("model")
     skill = json.loads((adapter / "adapter_config.json").read_text())["skill"] if adapter else 100
-    return RuleModel(name, trained=adapter is not None or "quantize" in path.parts, skill=skill)
+    trained = adapter is not None or "quantize" in path.parts or "large" in path.name
+    return RuleModel(name, trained=trained, skill=skill)
 
 
 @dataclass

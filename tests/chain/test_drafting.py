@@ -106,6 +106,8 @@ def test_chinese_applications(tmp_path: Path) -> None:
     draft = draft_app("dian", tmp_path / "dian", str(database), None, language="zh", candidates=())
     spec = AppSpec.model_validate(yaml.safe_load(draft.text))
     assert spec.language == "zh"
+    assert spec.select.languages == "any", "the built-in candidate lists English alone"
+    assert "# smollm2-135m-instruct does not list zh" in draft.text
     assert "客户" in spec.system
 
 

@@ -7,11 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar
 
+from riverrun.agent.cascade import Cascade
 from riverrun.base.artifacts import write_json
 from riverrun.base.progress import Progress
 from riverrun.base.protocols import Completion, Delta, LanguageModel, ModelInfo, Request, Score
 from riverrun.base.types import Message, SamplingParams
-from riverrun.chain.application import SERVER_FILE, open_models, pages_of
+from riverrun.chain.application import Application, open_application
 from riverrun.chain.measure import difference_names, rate_names, sealed_questions, tool_scores, write_lines
 from riverrun.chain.serving import serving
 from riverrun.chain.stage import Context, Gate, StageResult, read_json, read_jsonl
@@ -21,6 +22,10 @@ from riverrun.evaluate.tooltasks import Record, ToolQuestion
 __all__ = ["Agent"]
 
 CONCURRENCY = 16
+TARGET_ADVICE = (
+    "Read agent/answers.jsonl for what goes wrong; more training questions, a larger candidate, or one more model for "
+    "the hard questions (select.keep) help, in this order."
+)
 
 
 class Agent:
@@ -44,20 +49,19 @@ class Agent:
         chosen = read_json(ctx.folder("quantize") / "chosen.json")["variant"]
         model = ctx.upstream("quantize", chosen, f"records_{chosen}.jsonl")
         data = ctx.upstream("data", "shop.sqlite", "kept.jsonl", "questions_sealed.jsonl")
-        return model | data | ctx.upstream("deploy", "server.json")
+        return model | data | ctx.upstream("deploy", "server.json") | ctx.upstream("select", "kept.json")
 
     def config(self, ctx: Context) -> dict[str, Any]:
-        return {"agent": ctx.spec.agent.model_dump(mode="json"), "max_tokens": ctx.spec.evaluate.max_tokens}
+        agent, target = ctx.spec.agent.model_dump(mode="json"), ctx.spec.targets.success is not None
+        return {"agent": agent, "max_tokens": ctx.spec.evaluate.max_tokens, "target": target}
 
     def run(self, ctx: Context, folder: Path, progress: Progress) -> StageResult:
         from riverrun.serve.client import RemoteModel
 
         variant = read_json(ctx.folder("quantize") / "chosen.json")["variant"]
-        data, questions = ctx.folder("data"), sealed_questions(ctx)
-        files = ctx.folder("quantize") / variant, data / "shop.sqlite", data / "kept.jsonl"
-        server = read_json(ctx.folder("deploy") / SERVER_FILE)
+        questions = sealed_questions(ctx)
         with (
-            open_models(ctx.spec, *files, ctx.parts, **pages_of(ctx.out, server)) as application,
+            open_application(ctx.out, parts=ctx.parts) as application,
             serving(application) as url,
             RemoteModel(f"{url}/v1", f"{ctx.spec.name}-agent") as remote,
             progress.task("agent over HTTP", total=len(questions), unit="questions") as task,
@@ -76,13 +80,22 @@ class Agent:
         scores |= difference_names("agent.through", tooltasks.compare(own, records), sign=-1)
         scores["agent.steps_mean"] = sum(len(row["steps"]) for row in rows) / max(1, len(rows))
         scores |= _page_answers(questions, rows)
+        scores |= _handed_over(application)
         write_json(folder / "scores.json", scores)
         advice = (
             "Compare agent/answers.jsonl with quantize/records_*.jsonl: look for exhausted budgets (agent.steps, "
             "agent.seconds) and for calls that the server read differently."
         )
-        gate = Gate("through_agent", scores["agent.through.difference"], False, advice)
-        return StageResult(counts={"questions": len(rows)}, scores=scores, gates=[gate])
+        gates = [Gate("through_agent", scores["agent.through.difference"], False, advice)]
+        if ctx.spec.targets.success is not None:
+            gates.append(Gate("targets.success", scores["agent.success"], True, TARGET_ADVICE))
+        return StageResult(counts={"questions": len(rows)}, scores=scores, gates=gates)
+
+
+def _handed_over(application: Application) -> dict[str, float]:
+    """The share of the questions that went on to a larger model, where there is one."""
+    agent = application.agent
+    return {"agent.handed_over": agent.asked[1] / max(1, agent.asked[0])} if isinstance(agent, Cascade) else {}
 
 
 class _Asked:

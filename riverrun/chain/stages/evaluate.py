@@ -7,7 +7,8 @@ loaded one after the other.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -17,7 +18,7 @@ from riverrun.base.progress import Progress
 from riverrun.base.protocols import LanguageModel
 from riverrun.base.types import SamplingParams, ToolCall
 from riverrun.chain.assistant import Assistant
-from riverrun.chain.candidates import base_model, model_digest
+from riverrun.chain.candidates import base_endpoint, base_model, model_digest, open_base
 from riverrun.chain.improving import Round
 from riverrun.chain.measure import (
     assistant_of,
@@ -70,6 +71,7 @@ class Evaluate:
         "serve",
         "evaluate",
         "agent",
+        "chain/candidates.py",
         "chain/measure.py",
         "chain/assistant.py",
         "chain/pages.py",
@@ -94,19 +96,20 @@ class Evaluate:
 
     def run(self, ctx: Context, folder: Path, progress: Progress) -> StageResult:
         assistant = assistant_of(ctx)
-        models = {"base": (base_model(ctx), None), "tuned": tuned_model(ctx)}
         scores: dict[str, Any] = {}
-        if ctx.spec.pages.compare and ctx.spec.documents is not None:  # before anything sealed is read
-            pages = folder / PAGES_FILE
+        if ctx.spec.pages.compare and ctx.spec.documents is not None and base_endpoint(ctx) is None:
+            pages = folder / PAGES_FILE  # before anything sealed is read
+            models = {"base": (base_model(ctx), None), "tuned": tuned_model(ctx)}
             made = pages.is_file()
             scores = read_json(pages)["scores"] if made else compare_pages(ctx, assistant, models, folder, progress)
-        for name, (path, adapter) in models.items():
+        untrained = read_json(ctx.folder("finetune") / "method.json")["method"] == "none"
+        for name in MODELS:
             if (folder / f"{name}.json").is_file():
                 continue
-            if name == "tuned" and models["tuned"] == models["base"]:
+            if name == "tuned" and untrained:
                 _same_as_base(folder)
                 continue
-            with ctx.model(path, adapter=adapter, name=name) as model:
+            with open_base(ctx, name=name) if name == "base" else _open_tuned(ctx) as model:
                 _measure(ctx, model, name, assistant, folder, progress)
         result = _compare(folder)
         result.scores |= scores | _optimism(ctx, folder)
@@ -124,6 +127,13 @@ def _optimism(ctx: Context, folder: Path) -> dict[str, float]:
     return difference_names("rounds.optimism", newcombe(chosen, sealed)._asdict())
 
 
+@contextmanager
+def _open_tuned(ctx: Context) -> Iterator[LanguageModel]:
+    path, adapter = tuned_model(ctx)
+    with ctx.model(path, adapter=adapter, name="tuned") as model:
+        yield model
+
+
 def _same_as_base(folder: Path) -> None:
     """Nothing was trained: the base model's answers are the tuned one's, there is nothing to ask again."""
     for file in sorted(folder.glob("*_base.jsonl")):
@@ -136,13 +146,17 @@ def _same_as_base(folder: Path) -> None:
 def _measure(
     ctx: Context, model: LanguageModel, name: str, assistant: Assistant, folder: Path, progress: Progress
 ) -> None:
-    """All measurements of one model; NAME.json is written when the last stands."""
+    """All measurements of one model; NAME.json is written when the last stands.
+
+    An endpoint gives no log-probabilities and its weights are not touched: no multiple choice, no retention.
+    """
     data, spec = ctx.folder("data"), ctx.spec.evaluate
     questions = sealed_questions(ctx)
     records = measure_tools(ctx, model, assistant, folder / f"records_{name}.jsonl", questions, progress)
     scores = tool_scores(f"scores.tool.{name}", records)
 
-    items = [Choice.from_dict(row) for row in read_jsonl(data / "choices_sealed.jsonl")]
+    own = base_endpoint(ctx) is None
+    items = [Choice.from_dict(row) for row in read_jsonl(data / "choices_sealed.jsonl")] if own else []
     if items:
         items = items[: spec.choices or len(items)]
         rotations = sum(len(item.options) for item in items)
@@ -150,9 +164,10 @@ def _measure(
             scores |= _measure_choice(model, name, items, assistant, folder)
 
     texts = [(row["id"], row["text"]) for row in read_jsonl(data / "retention.jsonl")]
-    windows = sum(len(retention.windows(text)) for _, text in texts)
-    with watched(model, progress, f"{name}: retention", windows + spec.sums):
-        scores |= _measure_retention(ctx, model, name, texts, folder)
+    if own:
+        windows = sum(len(retention.windows(text)) for _, text in texts)
+        with watched(model, progress, f"{name}: retention", windows + spec.sums):
+            scores |= _measure_retention(ctx, model, name, texts, folder)
 
     prompts = [SafetyPrompt.from_dict(row) for row in read_jsonl(data / "safety_sealed.jsonl")]
     if prompts:
@@ -247,9 +262,11 @@ def _compare(folder: Path) -> StageResult:
         comparison["choice"] = choice.compare(*_records(folder, "choice", ChoiceRecord.from_dict)).as_dict()
         scores |= difference_names("scores.choice.gain", comparison["choice"]["perf"])
         gates.append(Gate("choice_perf", scores["scores.choice.tuned.perf"], True, CHOICE_ADVICE))
-    comparison["perplexity"] = retention.compare_perplexity(*_records(folder, "perplexity", WindowRecord.from_dict))
-    scores["retention.perplexity_ratio"] = comparison["perplexity"]["ratio"]
-    gates.append(Gate("retention_perplexity", comparison["perplexity"]["ratio"], False, RETENTION_ADVICE))
+    if (folder / "perplexity_tuned.jsonl").is_file():
+        windows = _records(folder, "perplexity", WindowRecord.from_dict)
+        comparison["perplexity"] = retention.compare_perplexity(*windows)
+        scores["retention.perplexity_ratio"] = comparison["perplexity"]["ratio"]
+        gates.append(Gate("retention_perplexity", comparison["perplexity"]["ratio"], False, RETENTION_ADVICE))
     if (folder / "sums_tuned.jsonl").is_file():
         comparison["sums"] = retention.compare_sums(*_records(folder, "sums", SumRecord.from_dict))
         scores |= difference_names("retention.sums_change", comparison["sums"])

@@ -18,6 +18,7 @@ __all__ = [
     "is_person_table",
     "is_personal",
     "is_secret",
+    "is_table_of",
     "lexicon",
     "names_table",
     "other_words",
@@ -49,6 +50,8 @@ def split_name(name: str) -> tuple[str, ...]:
         word = piece.lower()
         full = lexicon()["abbreviations"].get(word)
         out.extend((full or word).split())
+    if len(out) > 1 and out[-1] == "minimum" and out[-2] in lexicon()["timed"]:
+        out[-1] = "minutes"  # `duration_min`, but `min_price`
     return tuple(out)
 
 
@@ -150,6 +153,8 @@ def say_column(name: str, table: str, language: str) -> str:
         words = words[len(thing) :]
     elif len(words) > 1 and words[0] == thing[-1]:
         words = words[1:]
+    if len(words) > 1 and (words[-1] in lexicon()["measures"] or words[-2] in lexicon()["timed"]):
+        words = words[:-1]
     return _translate(words, language) or name
 
 
@@ -223,6 +228,11 @@ def is_label_name(name: str, table: str) -> float:
 def is_person_table(name: str) -> bool:
     """Whether the rows of a table of this name are people."""
     return _matches(" ".join(_table_words(name)), lexicon()["people"]) > 0
+
+
+def is_table_of(name: str, kind: str) -> bool:
+    """Whether the rows of a table of this name are of a kind the lexicon lists: buyers, sales."""
+    return _matches(" ".join(_table_words(name)), lexicon()[kind]) > 0
 
 
 def is_secret(name: str) -> bool:

@@ -15,13 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from riverrun.base.config import load_yaml
-from riverrun.data.composition import Composition, Slot
+from riverrun.data.composition import Composition, Slot, unit_of
 from riverrun.data.names import (
     concept_of,
     is_person_table,
+    is_table_of,
     plural,
     say_column,
     say_table,
+    singular,
     split_name,
     without_identifier,
 )
@@ -70,6 +72,7 @@ class Speech:
     def table(self, table: Table, rng: random.Random | None = None) -> str:
         """A table's noun, now and then another word for it."""
         noun = say_table(table.name, self.language, self.prefix)
+        noun = str(self.words["rows"].get(noun, noun))
         others = self.words["tables"].get(noun)
         return str(rng.choice(others)) if others and rng and rng.random() < SYNONYM_SHARE else noun
 
@@ -79,8 +82,30 @@ class Speech:
         if column.kind == "flag":
             words = [word for word in noun.split() if word not in ("is", "has", "flag")]
             return " ".join(words).removeprefix("是否") or noun
-        others = self.words["nouns"].get(concept_of(column.name))
-        return str(rng.choice(others)) if others and rng and rng.random() < 1.5 * SYNONYM_SHARE else noun
+        if self.language == "en" and column.kind == "date" and noun.endswith((" on", " at")):
+            noun = str(self.words["days"].get(noun[:-3], f"{noun[:-3]} date"))
+        others = self.words["nouns"].get(self.about(column, table))
+        share = 0.8 if noun in ("milliseconds", "seconds", "bytes") else 1.5 * SYNONYM_SHARE
+        return str(rng.choice(others)) if others and rng and rng.random() < share else noun
+
+    def about(self, column: Column, table: Table) -> str:
+        """What a column is about; "" where the table has another before it that is about the same (price, cost)."""
+        concept = concept_of(column.name)
+        first = next((other for other in table.columns if concept_of(other.name) == concept), column)
+        return concept if first.name == column.name else ""
+
+    def done(self, column: Column, table: Table) -> str:
+        """What happened on a day: `paid_on` -> paid, `入职日期` -> 入职; "" where the name does not say it."""
+        words = split_name(column.name)
+        if self.language == "en":
+            known = self.words["participles"]
+            if words[0] in known and (len(words) == 1 or set(words[1:]) <= {"on", "at", "date", "time", "day"}):
+                return words[0]
+            return str(self.words["happenings"].get(" ".join(words), ""))
+        noun = say_column(column.name, table.name, self.language)
+        verb = re.sub("(日期|时间|日)$", "", noun)
+        known = verb != noun and re.fullmatch("[\u4e00-\u9fff]{2,4}", verb) and verb not in self.words["participles"]
+        return verb if known else ""
 
     def role(self, name: str) -> str:
         """A link's noun: `SupportRepId` -> support representative."""
@@ -95,9 +120,10 @@ class Speech:
     def article(self, noun: str) -> str:
         if self.language != "en" or plural(noun) == noun:
             return noun
-        return (
-            f"an {noun}" if noun[:1].lower() in "aeiou" and not noun.startswith(("uni", "use", "eu")) else f"a {noun}"
-        )
+        vowel = noun[:1].lower() in "aeiou" and not noun.lower().startswith(("uni", "use", "eu", "one", "once"))
+        spelled = re.match(r"[A-Z]{2,}\b", noun)
+        vowel = noun[0] in "AEFHILMNORSX" if spelled else vowel or noun.startswith(("hour", "honor", "honour"))
+        return f"an {noun}" if vowel else f"a {noun}"
 
     # Values.
 
@@ -131,6 +157,7 @@ class Speech:
             out["e"] = shown["v"]
         out["who"] = str(self.words["who"][0 if is_person_table(item.table.name) else 1]).replace("{t}", noun)
         parent = item.parent
+        out |= self._person_marks(item, out)
         about = item.column or item.by
         if item.form in ("each_year", "each_month"):
             out["p"] = str(self.words["periods"][item.form])
@@ -144,20 +171,44 @@ class Speech:
             known = self.table(parent, rng)
             out["p"] = self.role(item.role) if item.role and (item.form == "own" or rng.random() < 0.6) else known
         if "p" in out:
-            out["ps"] = self.many(out["p"])
+            out |= {"ps": self.many(out["p"]), "at_p": self.article(out["p"])}
             person = parent is not None and item.form in ("parent", "grand", "own") and is_person_table(parent.name)
             out["who_p"] = str(self.words["who"][0 if person else 1]).replace("{t}", out["p"])
+            if person:
+                out["whom"] = out["who_p"]
+            if person and parent is not None and is_table_of(parent.name, "buyers"):
+                out["who_buys"] = out["who_p"]
         if item.child is not None:
             child = self.table(item.child, rng)
-            out |= {"k": child, "ks": self.many(child)}
+            out |= {"k": child, "ks": self.many(child), "at_k": self.article(child)}
         if about is not None:
             owner = parent if parent is not None and item.op == "parent_fact" else item.table
             out |= self._column_marks("c", about, owner, rng)
+            if said := self.done(about, owner):
+                out["done"] = said
         if item.other is not None:
             out |= self._column_marks("c2", item.other, item.table, rng)
         if item.form == "column_year":
             out["ts"] = _MARK.sub(lambda match: out[match.group(1)], str(self.words["in_time"]))
         return out | self._levels(item, rng)
+
+    def _person_marks(self, item: Composition, out: Mapping[str, str]) -> dict[str, str]:
+        """Marks for sentences that fit people alone, and those that buy."""
+        marks: dict[str, str] = {}
+        if is_person_table(item.table.name):
+            marks |= {"person": out["t"], "people": out["ts"], "who_all": out["who"]}
+        named = item.table if item.op.startswith(("lookup", "parent", "ambiguous")) else item.parent
+        if "e" in out and named is not None and is_person_table(named.name):
+            marks["he"] = out["e"]
+        elif "e" in out and named is not None:
+            marks["thing"] = out["e"]
+        between = item.child.name if item.form == "junction" and item.child is not None else ""
+        if item.form != "junction" or is_table_of(between, "sales"):
+            if "he" in marks and named is not None and is_table_of(named.name, "buyers"):
+                marks["buyer"] = marks["he"]
+            if is_table_of(item.table.name, "buyers"):
+                marks["buyers"] = out["ts"]
+        return marks
 
     def joined(self, thing: str, noun: str) -> str:
         """`customer country`."""
@@ -165,7 +216,11 @@ class Speech:
 
     def _column_marks(self, name: str, column: Column, table: Table, rng: random.Random) -> dict[str, str]:
         noun = self.column(column, table, rng)
-        return {name: noun, f"{name}s": self.many(noun), f"a{name}": self.article(noun)}
+        marks = {name: noun, f"{name}s": self.many(noun), f"a{name}": self.article(noun)}
+        counted = self.language == "en" and singular(noun.rpartition(" ")[2]) != noun.rpartition(" ")[2]
+        if counted and column.kind == "integer" and not unit_of(column)[0]:
+            marks[f"many_{name}"] = noun
+        return marks
 
     def _levels(self, item: Composition, rng: random.Random) -> dict[str, str]:
         """Total, average, highest; superlatives."""
@@ -178,9 +233,16 @@ class Speech:
             low = int(item.op.startswith("low"))
             dated = item.column.kind in ("date", "year")
             out["top"] = str(rng.choice(self.words["levels"]["dated" if dated else "default"][low]))
-            if adjectives := self.words["adjectives"].get(concept_of(item.column.name)):
+            if adjectives := self.words["adjectives"].get(self.about(item.column, item.table)):
                 out["adj"] = str(rng.choice(adjectives[low]))
         return out
+
+    def plain_date(self, column: Column | None, table: Table) -> bool:
+        """Whether rows are spoken of as being "of" this day, without saying what happened: the only kind of date."""
+        if column is None or column.kind != "date" or is_person_table(table.name):
+            return column is None or column.kind != "date"
+        first = next(other for other in (*table.columns, column) if other.kind == "date")
+        return first.name == column.name and concept_of(column.name) in ("date", "published")
 
     def set_phrase(self, item: Composition, split: str, marks: Mapping[str, str], rng: random.Random) -> str:
         """The rows that are spoken of, as a noun phrase."""
@@ -188,15 +250,25 @@ class Speech:
             return marks["ts"]
         about = self._about(item)
         owner = item.parent if item.form == "parent_equal" and item.parent is not None else item.table
-        by = dict(marks) | (self._column_marks("c", item.by, owner, rng) if item.by is not None else {})
+        by = dict(marks)
+        if item.by is not None:
+            by.pop("done", None)
+            by |= self._column_marks("c", item.by, owner, rng)
+            by |= {"done": said} if (said := self.done(item.by, owner)) else {}
         special = self.words["concepts"].get(about, {}).get(item.form, {}).get(split, ())
         general = self.words["sets"][item.form][split]
+        date = item.by if item.form in ("year", "month", "day", "after", "before", "parent_year", "parent_month") else None
+        if not self.plain_date(date, item.table):
+            general = _saying_what(general)
         return self._pick(special, general, by, rng)
 
     def _about(self, item: Composition) -> str:
         if item.form == "own":
             return concept_of(item.role)
-        return concept_of(item.by.name) if item.by is not None else ""
+        owner = (
+            item.parent if item.form in ("parent_equal", "parent_column") and item.parent is not None else item.table
+        )
+        return self.about(item.by, owner) if item.by is not None else ""
 
     def question(self, item: Composition, split: str, shown: Mapping[str, str], rng: random.Random) -> str:
         """One way to ask for the composition with these values."""
@@ -205,6 +277,10 @@ class Speech:
         if item.op in _AGGREGATES and item.form == "all" and rng.random() < 0.5:
             marks["set"] = _MARK.sub(lambda match: marks[match.group(1)], str(self.words["everything"]))
         special, general = self._sentences(item, split)
+        if item.op in ("latest", "earliest") and not self.plain_date(item.column, item.table):
+            general = _saying_what(general)
+        if item.op in ("list", "count") and item.form in ("year", "month", "day"):
+            special = special if self.plain_date(item.by, item.table) else _saying_what(special, bare=True)
         return self.typed(self._pick(special, general, marks, rng), split, shown, rng)
 
     def _sentences(self, item: Composition, split: str) -> tuple[Sequence[str], Sequence[str]]:
@@ -213,7 +289,10 @@ class Speech:
         key = "aggregate" if op in _AGGREGATES else "lookup" if op == "ambiguous" else op.replace("low", "top")
         if key == "top" and item.form != "all":
             key = "top_set"
-        about = concept_of(item.column.name) if item.column is not None else ""
+        owner = item.parent if op == "parent_fact" and item.parent is not None else item.table
+        about = self._about(item) if item.column is None else self.about(item.column, owner)
+        if about in ("date", "quantity") and op in ("lookup", "ambiguous", "parent_fact"):
+            about = about if bool(item.table.label) == (about == "quantity") else ""
         if op == "parent" and item.form == "own":
             about = concept_of(item.role)
         wanted = "lookup" if op == "ambiguous" else op if key != "top_set" else ""
@@ -237,12 +316,19 @@ class Speech:
         changed = text
         if rng.random() < OPENING_SHARE:
             opening = str(rng.choice(self.words["openings"][split]))
-            changed = opening + (text[0].lower() + text[1:] if not text.startswith("I ") else text)
+            changed = opening + (text[0].lower() + text[1:] if not text.startswith(("I ", "I'")) else text)
         elif rng.random() < ROUGH_SHARE:
             changed = text[0].lower() + text[1:] if not text.startswith(("I ", "I'")) else text
             changed = re.sub(r"[?.!？。！]+$", "", changed)
+        changed = re.sub(r"\b(total|average) \1\b", r"\1", changed).replace("the all ", "all the ")
         return changed if all(value in changed for value in shown.values()) else text
 
     def reply(self, name: str, marks: Mapping[str, str]) -> str:
         """A stock answer."""
         return _MARK.sub(lambda match: marks.get(match.group(1), ""), str(self.words["replies"][name]))
+
+
+def _saying_what(sentences: Sequence[str], bare: bool = False) -> Sequence[str]:
+    """Those that name the column or what happened; all of them where none does, unless `bare`."""
+    found = [text for text in sentences if {"c", "ac", "done"} & set(_MARK.findall(text))]
+    return found if bare else found or sentences

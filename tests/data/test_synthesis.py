@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 import sqlite3
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -225,6 +226,34 @@ def test_no_sentence_stands_in_two_splits(language: str) -> None:
     for name, lists in {**words["ops"], **words["sets"]}.items():
         assert name == "all" or sum(len(lists[split]) for split in SPLITS) >= 11, name
         assert all(any("{adj}" not in text for text in lists[split]) for split in SPLITS), name
+
+
+MARKS = set(
+    "t ts at c cs ac c2 ac2 many_c many_c2 e he thing buyer v w u y n p ps at_p k ks at_k adj top g who who_all who_p"
+    " whom who_buys person people buyers done set".split()
+)
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_sentences_of_one_split_are_in_no_other_and_their_marks_are_known(language: str) -> None:
+    words = wording(language)
+
+    def lists(node: Any) -> Iterator[Any]:
+        if "train" in node:
+            yield node
+        else:
+            for part in node.values():
+                yield from lists(part)
+
+    found: dict[str, set[str]] = {split: set() for split in SPLITS}
+    for part in ("sets", "ops", "asked", "concepts"):
+        for node in lists({name: node for name, node in words[part].items() if (part, name) != ("sets", "all")}):
+            assert all(node[split] for split in SPLITS)
+            for split in SPLITS:
+                found[split] |= {text.casefold().rstrip(".?。") for text in node[split]}
+    assert not shared(found)
+    used = {mark for texts in found.values() for text in texts for mark in re.findall(r"\{(\w+)\}", text)}
+    assert used <= MARKS, used - MARKS
 
 
 def test_both_languages_have_the_same_parts() -> None:

@@ -25,7 +25,7 @@ from riverrun.data.pipeline import clean_folder
 from riverrun.data.schema import Schema, read_schema
 from riverrun.data.shown import Shown, choose_shown
 from riverrun.data.synthesis import SynthesisConfig
-from riverrun.hub.catalog import load_catalog
+from riverrun.hub.catalog import load_catalog, shipped_adapter
 
 __all__ = ["Draft", "draft_app", "system_lines", "write_draft"]
 
@@ -34,6 +34,13 @@ ROW_LIMIT = 50
 SMALL = 10**9
 """Parameters of a catalogue's model, or bytes of a file, below which a model is small."""
 URLS = ("postgres", "postgresql", "mysql", "mariadb", "mssql", "oracle", "sqlite", "http", "https")
+MINUTES = 8
+"""Of fine-tuning, for a model of 135 million weights."""
+LAYER_FLOPS, OVERHEAD_SECONDS = 0.54e9, 1.4e-3
+"""Of a trained token of that model: products in its layers and head, and all the rest (measured on two cores)."""
+ROW_TOKENS = 70
+"""Of a training question, beside the prompt."""
+LEAST_QUESTIONS, MOST_QUESTIONS = 500, 4000
 ROOM_TOKENS = 640
 """Tokens of a training row beside the system text: a question, a call, its result and an answer."""
 
@@ -176,7 +183,7 @@ def _write(
         "  mentions: true",
         f"  row_limit: {ROW_LIMIT}",
     ]
-    lines += [*_questions(pages, has_pages), *_answers(candidates), *_training(shown, topics, language)]
+    lines += [*_questions(pages, has_pages), *_answers(candidates), *_training(shown, topics, language, candidates)]
     return "\n".join(lines) + "\n"
 
 
@@ -241,10 +248,8 @@ def _columns(schema: Schema, shown: Shown) -> list[str]:
 
 
 def _questions(pages: Pages | None, has_pages: bool) -> list[str]:
-    config = SynthesisConfig()
     lines = [
         "# No intents were written: questions with their SQL are made from the names, keys and values of the database.",
-        f"synthesis: {{train: {config.train}, dev: {config.dev}, sealed: {config.sealed}}}",
     ]
     if has_pages and pages is not None and pages.choices:
         lines += [f"# Gaps in sentences of the pages, {pages.choices} of them sealed.", f"choices: {GENERATED}"]
@@ -261,9 +266,10 @@ def _answers(candidates: Sequence[str]) -> list[str]:
     """How the agent ends a run, by the size of the candidates."""
     lines = ["# An answer that does not say what the query or the pages returned is replaced by it."]
     if not all(map(_is_small, candidates)):
-        return [*lines, "agent: {grounded: true}"]
+        return [*lines, "agent: {grounded: true, drafts: 4}"]
     lines.append("# The model is small: rows are listed as they are, which is right and takes half the time.")
-    return [*lines, "agent: {grounded: true, closing: rows}"]
+    lines.append("# Of several drafts of a query the one is kept whose result most of them share.")
+    return [*lines, "agent: {grounded: true, closing: rows, drafts: 4}"]
 
 
 def _is_small(candidate: str) -> bool:
@@ -277,17 +283,36 @@ def _is_small(candidate: str) -> bool:
     return card is None or card.parameters < SMALL
 
 
-def _training(shown: Shown, topics: str, language: str) -> list[str]:
-    """Sizes that follow from the length of the prompt."""
+def _train_count(prompt: int, pack: int) -> tuple[int, str]:
+    """How many training questions MINUTES of training have time for, and a comment that says so."""
+    from riverrun.chain.machine import dtype_name, measure_rate
+
+    dtype = dtype_name("auto")
+    rate = measure_rate(dtype)
+    seconds = LAYER_FLOPS / rate + OVERHEAD_SECONDS
+    share = max(0.2, 1 - prompt / pack)
+    count = round(60 * MINUTES / seconds * share / ROW_TOKENS, -2)
+    count = int(min(MOST_QUESTIONS, max(LEAST_QUESTIONS, count)))
+    return count, f"# {count} training questions: about {MINUTES} minutes at {rate / 1e9:.0f} GFLOP/s in {dtype}."
+
+
+def _training(shown: Shown, topics: str, language: str, candidates: Sequence[str]) -> list[str]:
+    """Sizes that follow from the length of the prompt and from the machine's speed."""
     per_token = 3.2 if language == "en" else 2.2
     prompt = shown.tokens + round((len(topics) + 120) / per_token) + 100
     tokens = max(1024, -(-(prompt + ROOM_TOKENS) // 128) * 128)
+    train, why = _train_count(prompt, tokens)
+    config = SynthesisConfig()
+    start = "start: shipped, " if any(shipped_adapter(candidate) for candidate in candidates) else ""
     sizes = ", ".join(f"{key}: {tokens}" for key in ("micro_tokens", "global_tokens", "max_tokens"))
     return [
         f"# The prompt takes about {prompt} tokens; a pack holds it once, so packs are longer than it.",
-        "data: {answered: 0.15, answered_pages: 0.1, choice_share: 0.5, safety_copies: 1, replay: 12}",
-        "evaluate: {max_tokens: 112, retention_characters: 40000, sums: 60}",
-        f"finetune: {{learning_rate: 2.0e-3, epochs: 1, {sizes}}}",
+        why,
+        f"synthesis: {{train: {train}, dev: {config.dev}, sealed: {config.sealed}}}",
+        "data: {answered: 0.04, answered_pages: 0.1, choice_share: 0.5, safety_copies: 1, replay: 12}",
+        "evaluate: {max_tokens: 96, retention_characters: 30000, sums: 40}",
+        *(["# Training goes on from the package's own adapter for questions over databases."] if start else []),
+        f"finetune: {{{start}learning_rate: 1.5e-3, epochs: 1, {sizes}}}",
         "rounds: {most: 2, success: 0.60}  # trained once more, one thing changed, where development questions miss it",
         "# Bars that stop the run; a small model on unknown data is held to wider ones than a recipe that was tried.",
         "gates:",

@@ -15,7 +15,7 @@ import numpy as np
 
 from riverrun.plan.hardware import Hardware
 
-__all__ = ["available_memory", "dtype_name", "measure_machine"]
+__all__ = ["available_memory", "dtype_name", "measure_machine", "measure_rate"]
 
 _MEMINFO = Path("/proc/meminfo")
 _UNKNOWN_MEMORY = 8_000_000_000
@@ -43,6 +43,11 @@ def dtype_name(wanted: str) -> str:
     from riverrun.train.finetune import compute_dtype
 
     return "bf16" if "bfloat16" in str(compute_dtype("auto")) else "fp32"
+
+
+def measure_rate(dtype: str) -> float:
+    """Operations a second of a bare matrix product in one type of operands."""
+    return next(iter(_rates(dtype).values()))
 
 
 @cache

@@ -38,6 +38,8 @@ _AGGREGATES = ("sum", "avg", "max", "min")
 CONCEPT_SHARE = 0.5
 """How often a sentence made for what a column is about is taken before a general one."""
 SYNONYM_SHARE = 0.2
+DATED = ("year", "month", "day", "after", "before", "parent_year", "parent_month")
+"""Sets of rows by a date."""
 ROUGH_SHARE = 0.3
 """How often a question is typed as people type: no capital, no mark at the end."""
 OPENING_SHARE = 0.06
@@ -257,7 +259,7 @@ class Speech:
             by |= {"done": said} if (said := self.done(item.by, owner)) else {}
         special = self.words["concepts"].get(about, {}).get(item.form, {}).get(split, ())
         general = self.words["sets"][item.form][split]
-        date = item.by if item.form in ("year", "month", "day", "after", "before", "parent_year", "parent_month") else None
+        date = item.by if item.form in DATED else None
         if not self.plain_date(date, item.table):
             general = _saying_what(general)
         return self._pick(special, general, by, rng)

@@ -19,8 +19,8 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
-from riverrun.agent.tools.words import STOP_WORDS, stem
 from riverrun.base.sql import quote_literal, quote_name
+from riverrun.base.words import STOP_WORDS, stem
 
 __all__ = ["Mention", "Mentions", "without_note"]
 

@@ -23,7 +23,7 @@ from riverrun.base.errors import InputError, ToolError, nearest
 from riverrun.base.sql import quote_name
 from riverrun.base.types import ToolResult, ToolSpec
 
-__all__ = ["DatabaseTool"]
+__all__ = ["SQL_CHARACTERS", "DatabaseTool", "plain_value"]
 
 SQL_CHARACTERS = 10_000
 VALUE_BYTES = 100_000  # longest string or row SQLite may build; keeps single function calls short
@@ -60,12 +60,15 @@ class DatabaseTool:
                 f"got {row_limit}, {seconds} and {characters}"
             )
         self.path, self.row_limit, self.seconds, self.characters = Path(path), row_limit, seconds, characters
-        self.tables = _read_schema(self.path)
+        self.tables = self._read_tables()
         self._denied = _denied(deny_columns, self.tables, self.path)
         self._shown = _shown(show or {}, self.tables, self.path)
         self._arguments = Arguments(_signature)
         self._arguments.tool = name
         self.spec = ToolSpec(name, description, self._arguments.schema)
+
+    def _read_tables(self) -> dict[str, list[str]]:
+        return _read_schema(self.path)
 
     def schema_text(self) -> str:
         """One line a table, "books(id, title, price)", as a query must write the names; private columns left out."""
@@ -126,7 +129,7 @@ class DatabaseTool:
         while (row := cursor.fetchone()) is not None:
             if len(rows) == self.row_limit:
                 return columns, rows, True
-            rows.append([_plain(value) for value in row])
+            rows.append([plain_value(value) for value in row])
         return columns, rows, False
 
     def _explain(self, error: BaseException, authorizer: Authorizer, late: bool, sql: str) -> str:
@@ -188,7 +191,7 @@ def _signature(sql: str) -> None:
     """The arguments of the tool."""
 
 
-def _plain(value: Any) -> Any:
+def plain_value(value: Any) -> Any:
     """A value as JSON can hold it."""
     if isinstance(value, bytes):
         return f"<{len(value)} bytes>"

@@ -108,10 +108,10 @@ def mariadb() -> Iterator[Server]:
             _run([shutil.which("mariadb-admin") or "mariadb-admin", "--no-defaults", f"--socket={sock}", "-uroot",
                   "--wait=60", "--connect-timeout=60", "ping"])  # fmt: skip
             owner = Server("mysql", "127.0.0.1", port, "owner", "shop", password=PASSWORD)
-            with pymysql.connect(unix_socket=str(sock), user="root", charset="utf8mb4", autocommit=True) as connection:
-                with connection.cursor() as cursor:
-                    for statement in shop_statements("mysql"):
-                        cursor.execute(statement)
+            root = {"unix_socket": str(sock), "user": "root", "charset": "utf8mb4", "autocommit": True}
+            with pymysql.connect(**root) as connection, connection.cursor() as cursor:
+                for statement in shop_statements("mysql"):
+                    cursor.execute(statement)
             yield owner
         finally:
             server.terminate()
@@ -122,6 +122,7 @@ CITIES = ("Leeds", "York", "Hull", "Zürich", "北京")
 FIRST = ("Ada", "ben", "Cleo", "Dan", "Eve", "finn", "Gus", "Ida")
 LAST = ("Park", "Moor", "O'Neil", "stone", "Hall", "Bloom", "李", "Ångström")
 GENRES = ("crime", "poetry", "travel", "cooking")
+TITLES = ("Salt Road", "salt", "Paper \\ Moons", "50% of 'it'")
 STATES = ("paid", "open", "lost")
 
 
@@ -167,13 +168,14 @@ def shop_statements(dialect: str) -> Iterator[str]:
            f"{q('Last Name')} {cased}, email varchar(200), city varchar(80), active {flag} NOT NULL, since date, "
            f"boss int, FOREIGN KEY (boss) REFERENCES {q('Customers')} ({q('CustomerId')}))")  # fmt: skip
     yield (f"CREATE TABLE books (id bigint PRIMARY KEY, title varchar(200) NOT NULL, genre varchar(40), "
-           f"price {price}, pages smallint, weight {double}, cover {blob}, isbn {uid}, facts {js}, stock decimal(8, 0), "
-           f"{q('order')} int, {q('per cent %s')} int)")  # fmt: skip
+           f"price {price}, pages smallint, weight {double}, cover {blob}, isbn {uid}, facts {js}, "
+           f"stock decimal(8, 0), {q('order')} int, {q('per cent %s')} int)")  # fmt: skip
     yield (f"CREATE TABLE orders (id int PRIMARY KEY, customer int NOT NULL, ordered {stamp}, paid_at {when}, "
-           f"state {state}, note text, FOREIGN KEY (customer) REFERENCES {q('Customers')} ({q('CustomerId')}))")  # fmt: skip
-    yield (f"CREATE TABLE order_lines (order_id int, line int, book bigint, quantity int NOT NULL, "
-           f"PRIMARY KEY (order_id, line), FOREIGN KEY (order_id) REFERENCES orders (id), "
-           f"FOREIGN KEY (book) REFERENCES books (id))")  # fmt: skip
+           f"state {state}, note text, "
+           f"FOREIGN KEY (customer) REFERENCES {q('Customers')} ({q('CustomerId')}))")  # fmt: skip
+    yield ("CREATE TABLE order_lines (order_id int, line int, book bigint, quantity int NOT NULL, "
+           "PRIMARY KEY (order_id, line), FOREIGN KEY (order_id) REFERENCES orders (id), "
+           "FOREIGN KEY (book) REFERENCES books (id))")  # fmt: skip
     yield "CREATE TABLE returns (order_id int, line int, reason text, PRIMARY KEY (order_id, line), " \
           "FOREIGN KEY (order_id, line) REFERENCES order_lines (order_id, line))"  # fmt: skip
     yield f"CREATE TABLE {q('门店')} ({q('编号')} int PRIMARY KEY, {q('名称')} varchar(80), {q('城市')} varchar(80))"
@@ -184,7 +186,7 @@ def shop_statements(dialect: str) -> Iterator[str]:
         for n in range(1, 41)
     ])  # fmt: skip
     yield insert("books", [
-        (n, ("Salt Road", "salt", "Paper \\ Moons", "50% of 'it'")[n % 4] + f" {n}", None if n % 13 == 0 else GENRES[n % 4],
+        (n, f"{TITLES[n % 4]} {n}", None if n % 13 == 0 else GENRES[n % 4],
          None if n % 17 == 0 else n * 1.25 + 0.1, 100 + n * 7 % 300, n / 8, None if n % 5 else bytes([0, n, 255]),
          f"00000000-0000-0000-0000-{n:012d}", f'{{"n": {n}}}', n % 7, n % 10, n % 4)
         for n in range(1, 61)
@@ -198,7 +200,10 @@ def shop_statements(dialect: str) -> Iterator[str]:
     yield insert("order_lines", [(n, k, 1 + (n * k) % 60, 1 + (n + k) % 4) for n in range(1, 121) for k in range(1, 4)])
     yield insert("returns", [(n, 2, ("torn", "late", "wrong book")[n % 3]) for n in range(5, 121, 5)])
     yield insert("门店", [(1, "中心店", "北京"), (2, "河边店", "上海"), (3, "港口店", "北京")])
-    total = f"SELECT o.id, o.customer, SUM(l.quantity) AS pieces FROM orders o JOIN order_lines l ON l.order_id = o.id GROUP BY o.id, o.customer"  # noqa: E501
+    total = (
+        "SELECT o.id, o.customer, SUM(l.quantity) AS pieces "
+        "FROM orders o JOIN order_lines l ON l.order_id = o.id GROUP BY o.id, o.customer"
+    )
     yield f"CREATE VIEW order_totals AS {total}"
     if pg:
         yield "CREATE VIEW broken AS SELECT id / (id - id) AS x FROM books"

@@ -2,8 +2,8 @@
 
 `Field.sql` is the one home of the mapping: a snapshot copies it and a live query reads it, so both see the same values.
 Whole numbers and flags (0/1) are integers, other numbers doubles, bytes stay bytes; everything else is text: dates as
-ISO (times with a zone in UTC), enums, UUIDs, JSON and arrays as the server writes them. Text compares by its bytes, as in
-SQLite, except in keys, where the server's index is worth more.
+ISO (times with a zone in UTC), enums, UUIDs, JSON and arrays as the server writes them. Text compares by its bytes, as
+in SQLite, except in keys, where the server's index is worth more.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def select_fields(session: Session, fields: Sequence[Field], names: Sequence[str
 
 
 def read_tables(session: Session) -> tuple[list[ServerTable], list[str]]:
-    """Tables first, then views, each by name; and a note on everything left out. InputError when nothing can be read."""
+    """Tables, then views, each by name; and a note on everything left out. InputError when nothing can be read."""
     try:
         described = _postgres(session) if session.server.dialect == "postgres" else _mysql(session)
     except ServerError as error:
@@ -108,12 +108,13 @@ WITH RECURSIVE plain AS (
   SELECT oid AS type, oid AS base FROM pg_type WHERE typtype != 'd'
   UNION ALL SELECT t.oid, p.base FROM pg_type t JOIN plain p ON t.typtype = 'd' AND t.typbasetype = p.type)
 SELECT c.relname::text, c.relkind IN ('v', 'm'), a.attname::text, b.typname::text, a.attnotnull, a.atttypmod,
-  EXISTS (SELECT 1 FROM pg_constraint k WHERE k.conrelid = c.oid AND k.contype IN ('p', 'f') AND a.attnum = ANY (k.conkey)),
+  EXISTS (SELECT 1 FROM pg_constraint k
+    WHERE k.conrelid = c.oid AND k.contype IN ('p', 'f') AND a.attnum = ANY (k.conkey)),
   has_column_privilege(c.oid, a.attnum, 'SELECT'), b.typcategory::text
 FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid
 JOIN plain p ON p.type = a.atttypid JOIN pg_type b ON b.oid = p.base
-WHERE c.relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = {schema}) AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
-  AND NOT c.relispartition AND a.attnum > 0 AND NOT a.attisdropped
+WHERE c.relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = {schema})
+  AND c.relkind IN ('r', 'p', 'v', 'm', 'f') AND NOT c.relispartition AND a.attnum > 0 AND NOT a.attisdropped
 ORDER BY c.relname, a.attnum
 """
 _PG_KEYS = """

@@ -200,7 +200,8 @@ class Session:
             maria = "mariadb" in str(self.rows("SELECT VERSION()")[0][0]).lower()
             timeout = f"max_statement_time = {seconds}" if maria else f"max_execution_time = {limit}"
             statements = [
-                "SET NAMES utf8mb4", f"SET SESSION {timeout}", f"SET SESSION lock_wait_timeout = {max(1, int(seconds))}",
+                "SET NAMES utf8mb4", f"SET SESSION {timeout}",
+                f"SET SESSION lock_wait_timeout = {max(1, int(seconds))}",
                 "SET SESSION time_zone = '+00:00'", "SET SESSION group_concat_max_len = 100000",
                 "SET SESSION sql_mode = 'PIPES_AS_CONCAT,NO_UNSIGNED_SUBTRACTION'",
                 "SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ", "SET SESSION TRANSACTION READ ONLY",

@@ -13,6 +13,7 @@ from typing import Any
 
 from riverrun.base.errors import InputError
 from riverrun.base.protocols import LanguageModel
+from riverrun.base.servers import Server, is_url
 from riverrun.chain.assistant import Assistant, make_assistant
 from riverrun.chain.check import check_database
 from riverrun.chain.spec import AppSpec
@@ -55,7 +56,7 @@ class Application:
 
 @contextmanager
 def open_models(
-    spec: AppSpec, model_path: Path, database: Path, documents: Path, parts: Parts
+    spec: AppSpec, model_path: Path, database: Path | Server, documents: Path, parts: Parts
 ) -> Iterator[Application]:
     """Load the model, make the agent; the model is closed at the end."""
     assistant = make_assistant(spec, database, read_documents(documents))
@@ -69,15 +70,18 @@ def open_models(
 
 
 @contextmanager
-def open_application(run: Path, *, database: Path | None = None, parts: Parts | None = None) -> Iterator[Application]:
-    """The application of a run folder; `database` takes the place of the run's copy (the live one, say)."""
+def open_application(run: Path, *, database: Path | str = "", parts: Parts | None = None) -> Iterator[Application]:
+    """The application of a run folder; `database`, a path or URL, takes the place of the run's copy (the live one)."""
     file = run / "deploy" / SERVER_FILE
     if not file.is_file():
         raise InputError(f"{run} holds no deployed application: run its recipe with --out {run} --until deploy first")
-    if database is not None:
-        check_database(database)
     server = read_json(file)
     spec = AppSpec.model_validate(server["spec"])
-    files = run / server["model"], database or run / server["database"], run / server["documents"]
-    with open_models(spec, *files, parts or Parts()) as application:
+    source: Path | Server = run / server["database"]
+    if is_url(str(database)):
+        source = spec.database.server(str(database))
+    elif database:
+        source = Path(database)
+        check_database(source)
+    with open_models(spec, run / server["model"], source, run / server["documents"], parts or Parts()) as application:
         yield application

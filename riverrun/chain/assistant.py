@@ -8,14 +8,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from riverrun.agent.budget import Budget
 from riverrun.agent.loop import Agent
 from riverrun.agent.tool import Tool
 from riverrun.agent.tools.search import SearchTool
 from riverrun.agent.tools.sql import DatabaseTool
+from riverrun.agent.tools.sql_server import ServerTool
 from riverrun.base.errors import nearest
 from riverrun.base.protocols import LanguageModel
+from riverrun.base.servers import Server
 from riverrun.base.types import Document, ToolCall, ToolResult, ToolSpec
 from riverrun.chain.spec import AppSpec
 
@@ -64,16 +67,16 @@ class Assistant:
         )
 
 
-def make_assistant(spec: AppSpec, database: Path, documents: list[Document]) -> Assistant:
-    """The assistant over a database and the kept pages; without pages it has no search."""
+def make_assistant(spec: AppSpec, database: Path | Server, documents: list[Document]) -> Assistant:
+    """The assistant over an SQLite file or a live server and the kept pages; without pages it has no search."""
     limits = spec.database
-    shop = DatabaseTool(
-        database,
-        deny_columns=limits.deny_columns,
-        show=limits.show,
-        row_limit=limits.row_limit,
-        seconds=limits.seconds,
-    )
+    settings: dict[str, Any] = {
+        "deny_columns": limits.deny_columns,
+        "show": limits.show,
+        "row_limit": limits.row_limit,
+        "seconds": limits.seconds,
+    }
+    shop = ServerTool(database, **settings) if isinstance(database, Server) else DatabaseTool(database, **settings)
     tools: list[Tool] = [shop]
     if documents:
         tools.append(SearchTool(documents, top_k=spec.search.top_k, characters=spec.search.characters))

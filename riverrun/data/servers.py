@@ -1,8 +1,8 @@
 """A server's database copied into an SQLite file, as it stood at one moment.
 
 Everything else reads that file: the schema, the questions made of it, the queries while a model learns and is tested.
-Names, primary and foreign keys and NOT NULL are kept; values are those of `riverrun.base.server_tables`. A view becomes a
-table, because its definition is in the server's SQL.
+Names, primary and foreign keys and NOT NULL are kept; values are those of `riverrun.base.server_tables`. A view becomes
+a table, because its definition is in the server's SQL.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """A model's SQLite SELECT as one that a PostgreSQL or MySQL server runs, with the same rows.
 
-Parsed by sqlglot; what is not on the lists here is refused, so nothing reaches the server that was not understood. A table
-becomes a sub-select of the columns that are used, each as an SQLite value (`riverrun.base.server_tables`): flags are 0 and
-1, dates are text, private columns are not in it. Then what is left of the difference between the dialects is written out:
-LIKE is case-blind, whole numbers divide to whole numbers, text sorts by its bytes, a column beside an aggregate needs no
-GROUP BY. Not the same: LIKE on MySQL is blind to the case of letters beyond ASCII, too; a number joined to a text is
-written as the server writes it (12, not 12.0).
+Parsed by sqlglot; what is not on the lists here is refused, so nothing reaches the server that was not understood. A
+table becomes a sub-select of the columns that are used, each as an SQLite value (`riverrun.base.server_tables`): flags
+are 0 and 1, dates are text, private columns are not in it. Then what is left of the difference is written out: LIKE is
+case-blind, whole numbers divide to whole numbers, text sorts by its bytes, a column beside an aggregate needs no GROUP
+BY. Not the same: on MySQL, LIKE is also blind to the case of letters beyond ASCII; a number joined to a text is written
+as the server writes it (12, not 12.0); where numbers and texts mix in one column, all are texts.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ __all__ = ["Statement", "Translator"]
 
 _NODES = """
 Select From Join Where Group Having Order Ordered Limit Offset Distinct Column Identifier Table TableAlias Alias Star
-Literal Null Boolean Paren Subquery Union Intersect Except With CTE EQ NEQ GT GTE LT LTE Is Not Neg In Between Like Escape
-Add Sub Mul Div Mod DPipe Window WindowSpec Filter DataType Tuple Collate Var NullSafeEQ NullSafeNEQ Anonymous
+Literal Null Boolean Paren Subquery Union Intersect Except With CTE EQ NEQ GT GTE LT LTE Is Not Neg In Between Like
+Escape Add Sub Mul Div Mod DPipe Window WindowSpec Filter DataType Tuple Collate Var NullSafeEQ NullSafeNEQ Anonymous
 And Or Exists Case If Cast TsOrDsToTimestamp
 """
 _FUNCTIONS = """
@@ -109,7 +109,10 @@ class Translator:
             raise ToolError("only one statement is allowed: write one SELECT" if parsed else "write one SELECT")
         tree = parsed[0]
         self._check(tree)
-        written = {alias.name.lower(): alias.name for alias in tree.find_all(exp.Identifier)}
+        written = {
+            name.name.lower(): name.name for name in tree.find_all(exp.Identifier)
+            if isinstance(name.parent, exp.Alias | exp.TableAlias)
+        }  # fmt: skip
         self._name_columns(tree, sql, written)
         schema = MappingSchema(self.types, dialect="sqlite", normalize=False)
         tree = qualify(tree, schema=schema, dialect="sqlite", quote_identifiers=True)
@@ -162,7 +165,7 @@ class Translator:
         return sorted(table.name for table in self.tables.values())
 
     def _name_columns(self, tree: Any, sql: str, written: dict[str, str]) -> None:
-        """Expressions of the first SELECT are named by their own text; "abc" that is no name is a text, as in SQLite."""
+        """Expressions of the first SELECT are named by their own text; "abc" that is no name is a text."""
         from sqlglot import exp
 
         first = tree
@@ -173,12 +176,10 @@ class Translator:
             if not isinstance(item, exp.Alias | exp.Column | exp.Star) and len(texts) == len(first.expressions):
                 written[texts[index].lower()] = texts[index]
                 item.replace(exp.alias_(item.copy(), texts[index], quoted=True))
-        quoted = {
-            n.name.lower() for n in tree.find_all(exp.Identifier) if isinstance(n.parent, exp.Alias | exp.TableAlias)
-        }
+        known = set(self.spelled) | set(written)
         for column in list(tree.find_all(exp.Column)):
             alone = isinstance(column.this, exp.Identifier) and column.this.quoted and not column.table
-            if alone and column.name.lower() not in (set(self.spelled) | quoted):
+            if alone and column.name.lower() not in known:
                 column.replace(exp.Literal.string(column.name))
 
     def _refuse_private(self, tree: Any) -> None:

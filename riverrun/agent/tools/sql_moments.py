@@ -56,7 +56,7 @@ def moment(dialect: str, name: str, arguments: Sequence[Any]) -> Any:
         return _template(
             dialect, f"CAST({_SECONDS[dialect]} AS {'BIGINT' if dialect == 'postgres' else 'SIGNED'})", time
         )
-    return _template(dialect, *_format(dialect, pattern, time))
+    return _format(dialect, pattern, time)
 
 
 def _text(node: Any) -> str | None:
@@ -84,19 +84,21 @@ def _modified(dialect: str, name: str, time: Any, modifier: str | None) -> Any:
     )
 
 
-def _format(dialect: str, pattern: str, time: Any) -> tuple[str, Any]:
-    """Template and value for strftime's pattern."""
+def _format(dialect: str, pattern: str, time: Any) -> Any:
+    """strftime's pattern in the server's own letters."""
+    from sqlglot import exp
+
     if pattern == "%w" and dialect == "postgres":
-        return "CAST(CAST(EXTRACT(DOW FROM _x) AS INT) AS TEXT)", time
+        return _template(dialect, "CAST(CAST(EXTRACT(DOW FROM _x) AS INT) AS TEXT)", time)
     out = []
     for found in re.finditer(r"%(.)|([^%]+)|%", pattern):
-        part = _PARTS[dialect].get(found[1] or "")
-        if part is None and not (found[2] and re.fullmatch(r"[-:/., TZ]*", found[2])):
+        part, plain = _PARTS[dialect].get(found[1] or ""), found[2] or ""
+        if part is None and not re.fullmatch(r"[-:/., TZ]+", plain):
             raise ToolError(f"strftime() does not know {found[0]!r} here: use %Y, %m, %d, %H, %M, %S and %j")
-        plain = found[2] or ""
-        out.append(part or (f'"{plain}"' if dialect == "postgres" and plain else plain))
-    text = "".join(out)
-    return (f"TO_CHAR(_x, '{text}')" if dialect == "postgres" else f"DATE_FORMAT(_x, '{text}')"), time
+        out.append(part or (f'"{plain}"' if dialect == "postgres" else plain))
+    text = exp.Literal.string("".join(out))
+    # Not parsed: sqlglot would translate the letters once more.
+    return exp.Anonymous(this="TO_CHAR" if dialect == "postgres" else "DATE_FORMAT", expressions=[time, text])
 
 
 def _template(dialect: str, text: str, value: Any = None) -> Any:

@@ -17,9 +17,9 @@ _KINDS = {
     "number": {"DOUBLE", "FLOAT", "DECIMAL"},
     "bool": {"BOOLEAN"},
 }
-_PREDICATES = "EQ NEQ GT GTE LT LTE Is Like ILike Escape In Between Exists And Or Not NullSafeEQ NullSafeNEQ".split()
-_COMPARED = "EQ NEQ GT GTE LT LTE NullSafeEQ NullSafeNEQ".split()
-_ON_TEXT = "Lower Upper Trim Replace StrPosition Substring DPipe".split()
+_COMPARED = frozenset({"EQ", "NEQ", "GT", "GTE", "LT", "LTE", "NullSafeEQ", "NullSafeNEQ"})
+_PREDICATES = _COMPARED | {"Is", "Like", "ILike", "RegexpLike", "Escape", "In", "Between", "Exists", "And", "Or", "Not"}
+_ON_TEXT = frozenset({"Lower", "Upper", "Trim", "Replace", "StrPosition", "Substring", "DPipe"})
 _TYPES = {
     "postgres": {"text": "TEXT", "integer": "BIGINT", "number": "DOUBLE PRECISION"},
     "mysql": {"text": "CHAR", "integer": "SIGNED", "number": "DOUBLE"},
@@ -95,7 +95,7 @@ class Rewriter:
                 column.replace(named[column.name].copy())
 
     def _group(self, select: Any) -> None:
-        """A column that is neither grouped nor in an aggregate: of the row of MIN or MAX, else the least of the group."""
+        """A column neither grouped nor in an aggregate: of the row of MIN or MAX, else the least of the group."""
         from sqlglot import exp
 
         group = select.args.get("group")
@@ -158,7 +158,6 @@ class Rewriter:
 
     def _sort(self, select: Any) -> None:
         """Text by its bytes also where the column keeps the server's collation."""
-        from sqlglot import exp
 
         order = select.args.get("order")
         if order is None or select.args.get("distinct"):
@@ -296,11 +295,14 @@ class Rewriter:
         """Half away from zero and a number with a point, also of a whole one."""
         from sqlglot import exp
 
-        if not self.postgres:
-            self._cast(node.this, "number")
-            return
-        wrap(node.this, lambda n: exp.Cast(this=n, to=exp.DataType.build("DECIMAL")))
-        wrap(node, lambda n: exp.Cast(this=n, to=exp.DataType.build("DOUBLE")), "number")
+        exact = exp.DataType.build("DECIMAL" if self.postgres else "DECIMAL(50, 15)", dialect=self.server.dialect)
+        wrap(node.this, lambda n: exp.Cast(this=n, to=exact))
+        node.type = exp.DataType.build("decimal")
+        if self.postgres:
+            wrap(node, lambda n: exp.Cast(this=n, to=exp.DataType.build("DOUBLE")), "number")
+        else:
+            zero = exp.Literal.number("0e0")
+            wrap(node, lambda n: exp.Paren(this=exp.Add(this=n, expression=zero)), "number")
 
     def _on_length(self, node: Any) -> None:
         from sqlglot import exp
@@ -322,6 +324,19 @@ class Rewriter:
             wrap(node.this, lambda n: exp.Anonymous(this="RIGHT", expressions=[n, size]), "text")
             if node.args.get("length") is None:
                 node.set("length", size.copy())
+
+    def _on_filter(self, node: Any) -> None:
+        """MySQL has no FILTER: what the condition leaves out is NULL."""
+        from sqlglot import exp
+
+        if self.postgres:
+            return
+        inner, condition = node.this, node.expression.this
+        value = inner.this if inner.this is not None and not isinstance(inner.this, exp.Star) else exp.Literal.number(1)
+        if isinstance(value, exp.Distinct):
+            raise ToolError("FILTER with DISTINCT is not allowed here: write WHERE")
+        inner.set("this", exp.Case(ifs=[exp.If(this=condition.copy(), true=value.copy())]))
+        node.replace(inner.copy())
 
     def _on_min(self, node: Any) -> None:
         if self.postgres and kind_of(node.this) == "text":
@@ -446,7 +461,7 @@ class Rewriter:
                 self._cast(side, "text")
         if self.postgres:
             wrap(node.this, self._bytes)
-            made = exp.ILike(this=node.this.copy(), expression=node.expression.copy())
+            made = exp.ILike(**node.copy().args)  # NOT LIKE is one of them
         else:
             for side in (node.this, node.expression):
                 wrap(side, lambda n: exp.Lower(this=n), "text")

@@ -1,8 +1,8 @@
 """A live PostgreSQL or MySQL database as the tool that a model learned on the snapshot: same SQL, same form of answer.
 
-Layers: the query is understood, checked and rewritten (`sql_dialect`); the session is read-only with only the server's own
-functions in reach; the server stops a statement after `seconds`; at most one row more than the limit is fetched. Give the
-server a role that can only read, too: `riverrun init` says how.
+Layers: the query is understood, checked and rewritten (`sql_dialect`); the session is read-only with only the server's
+own functions in reach; the server stops a statement after `seconds`; at most one row more than the limit is fetched.
+Give the server a role that can only read, too: `riverrun init` says how.
 """
 
 from __future__ import annotations

@@ -122,7 +122,7 @@ def _score(ctx: Context, accepted: Sequence[tuple[Candidate, dict[str, Any]]], w
     spec = ctx.spec
     work.mkdir(parents=True, exist_ok=True)
     database = work / "shop.sqlite"
-    make_database(ctx, database)
+    make_database(ctx, database, progress, keep=True)
     make_pages(ctx, work)
     documents = read_documents(work / "kept.jsonl")
     assistant = make_assistant(spec, database, documents)

@@ -16,7 +16,7 @@ import pytest
 
 from riverrun.base.servers import Server
 
-__all__ = ["PASSWORD", "mariadb", "postgres", "shop_statements"]
+__all__ = ["PASSWORD", "connect", "mariadb", "postgres", "shop_statements"]
 
 PASSWORD = "s3cret:/@ %pw"
 SKIP = "not run here: "
@@ -219,3 +219,24 @@ def shop_statements(dialect: str) -> Iterator[str]:
         yield "CREATE VIEW broken AS SELECT (SELECT id FROM books) AS x FROM books"
         yield f"CREATE USER reader@'%' IDENTIFIED BY '{secret}'"
         yield "GRANT SELECT, SHOW VIEW ON shop.* TO reader@'%'"
+
+
+@contextmanager
+def connect(server: Server) -> Iterator[Any]:
+    """A connection that may write, as the server's user."""
+    if server.dialect == "postgres":
+        import psycopg
+
+        with psycopg.connect(
+            host=server.host, port=server.port, user=server.user, password=server.password, dbname=server.database,
+            autocommit=True, options='-c search_path="Shop\\ Data"',
+        ) as connection:  # fmt: skip
+            yield connection
+        return
+    import pymysql
+
+    with pymysql.connect(
+        host=server.host, port=server.port, user=server.user, password=server.password, database=server.database,
+        charset="utf8mb4", autocommit=True,
+    ) as connection:  # fmt: skip
+        yield connection

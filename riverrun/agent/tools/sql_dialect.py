@@ -74,7 +74,7 @@ class Translator:
         self.server, self.denied, self.row_limit = server, denied, row_limit
         self.tables = {table.name.lower(): table for table in tables}
         types = {"integer": "BIGINT", "flag": "BIGINT", "number": "DOUBLE", "text": "TEXT", "blob": "BLOB"}
-        self.types = {
+        self.types: dict[str, object] = {
             name: {field.name.lower(): types[field.kind] for field in table.fields}
             for name, table in self.tables.items()
         }
@@ -107,7 +107,7 @@ class Translator:
         parsed = [tree for tree in sqlglot.parse(sql, read="sqlite") if tree is not None]
         if len(parsed) != 1:
             raise ToolError("only one statement is allowed: write one SELECT" if parsed else "write one SELECT")
-        tree = parsed[0]
+        tree: Any = parsed[0]
         self._check(tree)
         written = {
             name.name.lower(): name.name for name in tree.find_all(exp.Identifier)
@@ -258,11 +258,11 @@ class Translator:
 
 def _projections(sql: str) -> list[str]:
     """The texts between the first SELECT outside of parentheses and its FROM, as they are written."""
+    from sqlglot import TokenType as Kind
     from sqlglot import tokenize
-    from sqlglot.tokens import TokenType as Kind
 
-    depth, start, out = 0, -1, []
-    last = -1
+    depth, start, last = 0, -1, -1
+    out: list[str] = []
     for token in tokenize(sql, read="sqlite"):
         depth += (token.token_type == Kind.L_PAREN) - (token.token_type == Kind.R_PAREN)
         if start < 0:

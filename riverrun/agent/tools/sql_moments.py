@@ -23,11 +23,10 @@ _READ = {
     "mysql": "CAST(_x AS DATETIME)",
 }
 _START = {
-    "postgres": "DATE_TRUNC('{unit}', _x)",
+    "postgres": {unit: f"DATE_TRUNC('{unit}', _x)" for unit in ("day", "month", "year")},
     "mysql": {
-        "day": "CAST(DATE_FORMAT(_x, '%Y-%m-%d') AS DATETIME)",
-        "month": "CAST(DATE_FORMAT(_x, '%Y-%m-01') AS DATETIME)",
-        "year": "CAST(DATE_FORMAT(_x, '%Y-01-01') AS DATETIME)",
+        unit: f"CAST(DATE_FORMAT(_x, '{pattern}') AS DATETIME)"
+        for unit, pattern in (("day", "%Y-%m-%d"), ("month", "%Y-%m-01"), ("year", "%Y-01-01"))
     },
 }
 _SECONDS = {
@@ -76,9 +75,8 @@ def _modified(dialect: str, name: str, time: Any, modifier: str | None) -> Any:
             return _template(dialect, f"(_x + INTERVAL '{int(found[1])} {found[2]}')", time)
         return _template(dialect, f"DATE_ADD(_x, INTERVAL {int(found[1])} {found[2]})", time)
     unit = text.removeprefix("start of ")
-    if text.startswith("start of ") and unit in ("day", "month", "year"):
-        start = _START[dialect]
-        return _template(dialect, start.format(unit=unit) if isinstance(start, str) else start[unit], time)
+    if text.startswith("start of ") and unit in _START[dialect]:
+        return _template(dialect, _START[dialect][unit], time)
     raise ToolError(
         f"{name}() does not know the modifier {modifier!r} here: use '-7 days', 'start of month' and the like"
     )

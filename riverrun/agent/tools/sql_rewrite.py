@@ -519,10 +519,10 @@ def _condition_belongs(node: Any) -> bool:
     if isinstance(parent, exp.Where | exp.Having | exp.And | exp.Or | exp.Not):
         return True
     if isinstance(parent, exp.Join):
-        return node.arg_key == "on"
+        return bool(node.arg_key == "on")
     if isinstance(parent, exp.If):
         simple = isinstance(parent.parent, exp.Case) and parent.parent.this is not None
-        return node.arg_key == "this" and not simple
+        return bool(node.arg_key == "this" and not simple)
     return False
 
 

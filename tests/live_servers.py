@@ -160,7 +160,7 @@ def shop_statements(dialect: str) -> Iterator[str]:
     else:
         yield f"CREATE USER owner@'%' IDENTIFIED BY '{secret}'"
         yield "CREATE DATABASE shop CHARACTER SET utf8mb4"
-        yield "GRANT ALL PRIVILEGES ON *.* TO owner@'%'"
+        yield "GRANT ALL PRIVILEGES ON *.* TO owner@'%' WITH GRANT OPTION"
         yield "USE shop"
         state, price, js, uid, blob = "enum('paid', 'open', 'lost')", "decimal(10, 2)", "json", "char(36)", "blob"
         when, flag, stamp, cased, double = "timestamp NULL", "boolean", "datetime", "varchar(200)", "double"

@@ -133,9 +133,10 @@ class Server:
 
         MissingDependency without the driver; InputError, one sentence, when the server does not take us.
         """
-        driver = require("psycopg" if self.dialect == "postgres" else "pymysql", extra="servers")
+        postgres = self.dialect == "postgres"
+        driver = require("psycopg", extra="servers") if postgres else require("pymysql", extra="servers")
         try:
-            raw = self._postgres(driver) if self.dialect == "postgres" else self._mysql(driver, seconds)
+            raw = self._postgres(driver) if postgres else self._mysql(driver, seconds)
         except driver.Error as error:
             raise InputError(self._refused(error)) from None
         except (OSError, ValueError) as error:

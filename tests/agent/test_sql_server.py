@@ -137,6 +137,10 @@ SELECT id FROM books WHERE (genre, stock) = ('crime', 4) ORDER BY id
 SELECT id FROM orders WHERE paid_at IS NULL AND id < 20 ORDER BY id
 SELECT title FROM main.books WHERE books.id = 3
 SELECT weight FROM books WHERE weight = 0.375
+SELECT UPPER(title) AS title FROM books WHERE title LIKE 'salt %' AND title > 'a' ORDER BY title
+SELECT UPPER(genre) AS title, COUNT(*) AS n FROM books GROUP BY title ORDER BY n DESC, MIN(id)
+SELECT price AS pages, pages + 1 AS id FROM books WHERE pages > 200 ORDER BY pages, books.id
+SELECT title, price * 2 AS twice FROM books WHERE twice > 100 ORDER BY twice + id DESC
 SELECT COUNT(*) FILTER (WHERE active), COUNT(*) FILTER (WHERE city = 'Hull') FROM Customers
 SELECT x.id FROM (SELECT id, price FROM books WHERE price < 5) AS x ORDER BY x.id
 SELECT title FROM books WHERE pages > '250' AND title > 'T' ORDER BY id
@@ -326,7 +330,8 @@ def test_errors_help_the_model(pair: Pair) -> None:
     for sql, words in (
         ("SELECT titel FROM books", "no such column: titel. Did you mean books.title"),
         ("SELECT title FROM bookz", "no such table: bookz. Did you mean 'books'"),
-        ("SELECT id FROM books, orders", "no such column: id: it is books.id or orders.id"),
+        ("SELECT id FROM books, orders", "no such column: id: it is books.id or"),
+        ("SELECT price * 2 AS d0, d0 + d0 AS d1 FROM books", "no such column: d0"),
         ("SELECT FROM WHERE", "the query cannot be read"),
         ("", "write one SELECT"),
         ("SELECT strftime('%Q', ordered) FROM orders", "strftime() does not know '%Q'"),

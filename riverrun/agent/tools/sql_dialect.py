@@ -38,6 +38,8 @@ RowNumber Sign Sqrt StrPosition Substring Sum TimeToStr Trim Upper Date Datetime
 NODES, FUNCTIONS = frozenset(_NODES.split()), frozenset(_FUNCTIONS.split())
 NAMED = MOMENTS | {"total"}
 """Functions that sqlglot has no class for."""
+NODES_MOST = 3_000
+"""Parts of a query, and of what its names stand for."""
 JOINED_TEXTS, REPLACED_TEXTS, REPLACEMENT = 16, 4, 16
 """`||` in a query, replace() in a query, characters of a replacement: together they bound how a text can grow."""
 CELL_CHARACTERS = 2_000
@@ -56,6 +58,14 @@ _ENDS = {
 }
 
 
+_ASCII_LOWER = {code: code + 32 for code in range(65, 91)}
+
+
+def fold(name: str) -> str:
+    """A name without case, as SQLite compares names: letters beyond ASCII keep theirs."""
+    return name.translate(_ASCII_LOWER)
+
+
 @dataclass(frozen=True)
 class Statement:
     """What the server runs, and the names of its columns as SQLite would say them."""
@@ -72,13 +82,12 @@ class Translator:
     ) -> None:
         require("sqlglot", extra="agent")
         self.server, self.denied, self.row_limit = server, denied, row_limit
-        self.tables = {table.name.lower(): table for table in tables}
+        self.tables = {fold(table.name): table for table in tables}
         types = {"integer": "BIGINT", "flag": "BIGINT", "number": "DOUBLE", "text": "TEXT", "blob": "BLOB"}
         self.types: dict[str, object] = {
-            name: {field.name.lower(): types[field.kind] for field in table.fields}
-            for name, table in self.tables.items()
+            name: {fold(field.name): types[field.kind] for field in table.fields} for name, table in self.tables.items()
         }
-        self.spelled = {field.name.lower(): field.name for table in tables for field in table.fields}
+        self.spelled = {fold(field.name): field.name for table in tables for field in table.fields}
 
     def translate(self, sql: str) -> Statement:
         """ToolError, written for the model, for what is refused."""
@@ -110,16 +119,17 @@ class Translator:
         tree: Any = parsed[0]
         self._check(tree)
         written = {
-            name.name.lower(): name.name for name in tree.find_all(exp.Identifier)
+            fold(name.name): name.name for name in tree.find_all(exp.Identifier)
             if isinstance(name.parent, exp.Alias | exp.TableAlias)
         }  # fmt: skip
         self._name_columns(tree, sql, written)
         schema = MappingSchema(self.types, dialect="sqlite", normalize=False)
+        self._settle_aliases(tree)
         tree = qualify(tree, schema=schema, dialect="sqlite", quote_identifiers=True)
         tree = annotate_types(tree, schema=schema, dialect="sqlite")
         self._refuse_private(tree)
         names = self.spelled | written
-        columns = tuple(names.get(item.alias_or_name.lower(), item.alias_or_name) for item in tree.selects)
+        columns = tuple(names.get(fold(item.alias_or_name), item.alias_or_name) for item in tree.selects)
         rewriter = Rewriter(self.server)
         rewriter.rewrite(tree)
         tree = self._bound(tree)
@@ -131,8 +141,10 @@ class Translator:
 
         if not isinstance(tree, exp.Query):
             raise ToolError("only SELECT is allowed: write one SELECT")
-        ctes = {cte.alias.lower() for cte in tree.find_all(exp.CTE)}
-        for node in tree.walk():
+        ctes = {fold(cte.alias) for cte in tree.find_all(exp.CTE)}
+        for count, node in enumerate(tree.walk()):
+            if count > NODES_MOST:
+                raise ToolError("the query is too long: write a simpler one")
             kind = type(node).__name__
             if kind == "Anonymous" and node.name.lower() not in NAMED:
                 raise ToolError(f"function {node.name}() is not allowed")
@@ -158,7 +170,7 @@ class Translator:
             raise ToolError(f"table-valued functions are not allowed: read the tables {', '.join(self._names())}")
         if table.db.lower() == "main" and not table.catalog:
             table.set("db", None)
-        if table.db or (table.name.lower() not in ctes and table.name.lower() not in self.tables):
+        if table.db or (fold(table.name) not in ctes and fold(table.name) not in self.tables):
             raise ToolError(f"no such table: {f'{table.db}.' if table.db else ''}{table.name}")
 
     def _names(self) -> list[str]:
@@ -174,13 +186,57 @@ class Translator:
         texts = _projections(sql)
         for index, item in enumerate(first.expressions):
             if not isinstance(item, exp.Alias | exp.Column | exp.Star) and len(texts) == len(first.expressions):
-                written[texts[index].lower()] = texts[index]
+                written[fold(texts[index])] = texts[index]
                 item.replace(exp.alias_(item.copy(), texts[index], quoted=True))
         known = set(self.spelled) | set(written)
         for column in list(tree.find_all(exp.Column)):
             alone = isinstance(column.this, exp.Identifier) and column.this.quoted and not column.table
-            if alone and column.name.lower() not in known:
+            if alone and fold(column.name) not in known:
                 column.replace(exp.Literal.string(column.name))
+
+    def _settle_aliases(self, tree: Any) -> None:
+        """SQLite takes a name for a column first, then for what SELECT calls so; only ORDER BY x is the other way round.
+
+        sqlglot would take the alias first, also inside of SELECT, where it is none (and grows without end).
+        """
+        from sqlglot import exp
+        from sqlglot.optimizer.scope import traverse_scope
+
+        budget = NODES_MOST
+        outputs: dict[int, set[str]] = {}
+        for scope in traverse_scope(tree):
+            select = scope.expression
+            if not isinstance(select, exp.Select):
+                first = select
+                while isinstance(first, exp.SetOperation | exp.Subquery):
+                    first = first.this
+                outputs[id(select)] = outputs.get(id(first), set())
+                continue
+            owners: dict[str, list[str]] = {}
+            for alias, source in scope.sources.items():
+                table = isinstance(source, exp.Table)
+                for name in self.types[fold(source.name)] if table else outputs.get(id(source.expression), ()):
+                    owners.setdefault(name, []).append(alias)
+            stars = set(owners) if any(item.is_star for item in select.expressions) else set()
+            outputs[id(select)] = {fold(item.alias_or_name) for item in select.expressions} | stars
+            aliases = {fold(item.alias): item.this for item in select.expressions if isinstance(item, exp.Alias)}
+            for column in list(select.find_all(exp.Column)) if aliases else ():
+                name = fold(column.name)
+                if column.table or name not in aliases or column.parent_select is not select:
+                    continue
+                clause = column.find_ancestor(exp.Where, exp.Group, exp.Having, exp.Order, exp.Select)
+                if isinstance(clause, exp.Order) and isinstance(column.parent, exp.Ordered) and clause.parent is select:
+                    continue
+                if len(owners.get(name, ())) == 1:
+                    column.set("table", exp.to_identifier(owners[name][0], quoted=True))
+                elif name in owners or isinstance(clause, exp.Select):
+                    raise ToolError(f"no such column: {column.name}")
+                else:
+                    budget -= len(list(aliases[name].walk()))
+                    if budget < 0:
+                        raise ToolError("the query is too long: write a simpler one")
+                    whole = isinstance(column.parent, exp.Where | exp.Group | exp.Having)
+                    column.replace(aliases[name].copy() if whole else exp.Paren(this=aliases[name].copy()))
 
     def _refuse_private(self, tree: Any) -> None:
         """Stars, NATURAL and USING are written out by now."""
@@ -190,11 +246,11 @@ class Translator:
         for scope in traverse_scope(tree) if self.denied else ():
             for column in scope.columns:
                 source = scope.sources.get(column.table)
-                if isinstance(source, exp.Table) and (source.name.lower(), column.name.lower()) in self.denied:
-                    table = self.tables[source.name.lower()].name
+                table = self.tables[fold(source.name)] if isinstance(source, exp.Table) else None
+                spelled = next((f.name for f in table.fields if fold(f.name) == fold(column.name)), "") if table else ""
+                if table and (table.name.lower(), spelled.lower()) in self.denied:
                     raise ToolError(
-                        f"column {table}.{self.spelled[column.name.lower()]} is private: "
-                        f"leave it out and name the columns you need"
+                        f"column {table.name}.{spelled} is private: leave it out and name the columns you need"
                     )
 
     def _bound(self, tree: Any) -> Any:
@@ -233,7 +289,7 @@ class Translator:
 
         used: dict[str, set[str]] = {}
         for column in tree.find_all(exp.Column):
-            used.setdefault(column.table.lower(), set()).add(column.name.lower())
+            used.setdefault(fold(column.table), set()).add(fold(column.name))
         found = [
             (alias, source)
             for scope in traverse_scope(tree)
@@ -241,12 +297,11 @@ class Translator:
             if isinstance(source, exp.Table)
         ]
         for alias, source in found:
-            table = self.tables[source.name.lower()]
+            table = self.tables[fold(source.name)]
             fields = [
-                f"{f.sql} AS {self.server.quote(f.name.lower())}"
+                f"{f.sql} AS {self.server.quote(fold(f.name))}"
                 for f in table.fields
-                if f.name.lower() in used.get(alias.lower(), ())
-                and (table.name.lower(), f.name.lower()) not in self.denied
+                if fold(f.name) in used.get(fold(alias), ()) and (table.name.lower(), f.name.lower()) not in self.denied
             ]
             text = f"SELECT {', '.join(fields) or '1 AS one'} FROM {table.path}"
             inner = sqlglot.parse_one(text, read=self.server.dialect)

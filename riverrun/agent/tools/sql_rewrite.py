@@ -246,6 +246,8 @@ class Rewriter:
         from sqlglot import exp
 
         made = moment(self.server.dialect, name, arguments)
+        if len(list(made.walk())) > 400:  # the argument stands in it twice
+            raise ToolError(f"{name}() of so long a value is not allowed: give it a column")
         made.type = exp.DataType.build({"julianday": "double", "unixepoch": "bigint"}.get(name, "text"))
         node.replace(made)
 

@@ -138,7 +138,7 @@ SELECT id FROM orders WHERE paid_at IS NULL AND id < 20 ORDER BY id
 SELECT title FROM main.books WHERE books.id = 3
 SELECT weight FROM books WHERE weight = 0.375
 SELECT UPPER(title) AS title FROM books WHERE title LIKE 'salt %' AND title > 'a' ORDER BY title
-SELECT UPPER(genre) AS title, COUNT(*) AS n FROM books GROUP BY title ORDER BY n DESC, MIN(id)
+SELECT UPPER(genre) AS title, COUNT(*) AS n FROM books GROUP BY title ORDER BY n DESC, 1
 SELECT price AS pages, pages + 1 AS id FROM books WHERE pages > 200 ORDER BY pages, books.id
 SELECT title, price * 2 AS twice FROM books WHERE twice > 100 ORDER BY twice + id DESC
 SELECT COUNT(*) FILTER (WHERE active), COUNT(*) FILTER (WHERE city = 'Hull') FROM Customers
@@ -322,6 +322,8 @@ def test_a_runaway_is_stopped(server: Server) -> None:
     assert "ran longer than 0.3 s and was stopped" in result.content
     doubled = ", ".join(["title AS c0", *(f"c{n} || c{n} AS c{n + 1}" for n in range(40))])
     assert tool.run({"sql": f"SELECT {doubled} FROM books"}).is_error
+    listed = "SELECT title FROM books WHERE id IN (" + ", ".join(map(str, range(2000))) + ")"
+    assert "IN takes at most" in tool.run({"sql": listed}).content
     assert tool.run({"sql": "SELECT " + "(" * 4000 + "1" + ")" * 4000}).is_error
 
 

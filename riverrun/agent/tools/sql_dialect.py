@@ -40,6 +40,8 @@ NAMED = MOMENTS | {"total"}
 """Functions that sqlglot has no class for."""
 NODES_MOST = 3_000
 """Parts of a query, and of what its names stand for."""
+LISTED = 300
+"""Values of one IN (...)."""
 JOINED_TEXTS, REPLACED_TEXTS, REPLACEMENT = 16, 4, 16
 """`||` in a query, replace() in a query, characters of a replacement: together they bound how a text can grow."""
 CELL_CHARACTERS = 2_000
@@ -154,6 +156,8 @@ class Translator:
                 raise ToolError(f"{kind.upper()} is not allowed: write one plain SELECT")
             if isinstance(node, exp.With) and node.args.get("recursive"):
                 raise ToolError("WITH RECURSIVE is not allowed: join the table to itself")
+            if isinstance(node, exp.In) and len(node.expressions) > LISTED:
+                raise ToolError(f"IN takes at most {LISTED} values: join a table instead")
             if isinstance(node, exp.Table):
                 self._check_table(node, ctes)
         if len(list(tree.find_all(exp.DPipe))) > JOINED_TEXTS or len(list(tree.find_all(exp.Replace))) > REPLACED_TEXTS:
@@ -195,7 +199,7 @@ class Translator:
                 column.replace(exp.Literal.string(column.name))
 
     def _settle_aliases(self, tree: Any) -> None:
-        """SQLite takes a name for a column first, then for what SELECT calls so; only ORDER BY x is the other way round.
+        """SQLite takes a name for a column first, then for what SELECT calls so; ORDER BY x the other way round.
 
         sqlglot would take the alias first, also inside of SELECT, where it is none (and grows without end).
         """

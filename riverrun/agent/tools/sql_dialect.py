@@ -86,7 +86,7 @@ class Translator:
         self.server, self.denied, self.row_limit = server, denied, row_limit
         self.tables = {fold(table.name): table for table in tables}
         types = {"integer": "BIGINT", "flag": "BIGINT", "number": "DOUBLE", "text": "TEXT", "blob": "BLOB"}
-        self.types: dict[str, object] = {
+        self.types: dict[str, dict[str, str]] = {
             name: {fold(field.name): types[field.kind] for field in table.fields} for name, table in self.tables.items()
         }
         self.spelled = {fold(field.name): field.name for table in tables for field in table.fields}
@@ -125,7 +125,7 @@ class Translator:
             if isinstance(name.parent, exp.Alias | exp.TableAlias)
         }  # fmt: skip
         self._name_columns(tree, sql, written)
-        schema = MappingSchema(self.types, dialect="sqlite", normalize=False)
+        schema = MappingSchema(dict(self.types), dialect="sqlite", normalize=False)
         self._settle_aliases(tree)
         tree = qualify(tree, schema=schema, dialect="sqlite", quote_identifiers=True)
         tree = annotate_types(tree, schema=schema, dialect="sqlite")
@@ -217,9 +217,11 @@ class Translator:
                 outputs[id(select)] = outputs.get(id(first), set())
                 continue
             owners: dict[str, list[str]] = {}
-            for alias, source in scope.sources.items():
+            found: dict[str, Any] = dict(scope.sources)
+            for alias, source in found.items():
                 table = isinstance(source, exp.Table)
-                for name in self.types[fold(source.name)] if table else outputs.get(id(source.expression), ()):
+                known = self.types[fold(source.name)] if table else outputs.get(id(source.expression), ())
+                for name in known:
                     owners.setdefault(name, []).append(alias)
             stars = set(owners) if any(item.is_star for item in select.expressions) else set()
             outputs[id(select)] = {fold(item.alias_or_name) for item in select.expressions} | stars

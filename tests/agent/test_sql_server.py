@@ -29,13 +29,13 @@ def server(request: pytest.FixtureRequest) -> Server:
 @pytest.fixture(scope="module")
 def file(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("snapshot") / "shop.sqlite"
-    snapshot(server, out, rows_per_table=10_000, seconds=2)
+    snapshot(server, out, rows_per_table=10_000, seconds=5)
     return out
 
 
 @pytest.fixture(scope="module")
 def pair(server: Server, file: Path) -> Pair:
-    limits: dict[str, Any] = {"row_limit": 50, "seconds": 20}
+    limits: dict[str, Any] = {"row_limit": 50, "seconds": 60}
     return ServerTool(server, **limits), DatabaseTool(file, **limits)
 
 
@@ -244,7 +244,7 @@ ATTEMPTS += [
 
 def everything(server: Server, out: Path) -> list[Any]:
     """All rows of all tables, read from the server."""
-    snapshot(server, out, rows_per_table=10_000, seconds=2)
+    snapshot(server, out, rows_per_table=10_000, seconds=5)
     with closing(sqlite3.connect(out)) as connection:
         names = [row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY 1")]
         return [(name, connection.execute(f'SELECT * FROM "{name}"').fetchall()) for name in names]

@@ -30,7 +30,7 @@ def server(request: pytest.FixtureRequest) -> Server:
 @pytest.fixture(scope="module")
 def file(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("copy") / "shop.sqlite"
-    done = snapshot(server, out, rows_per_table=10_000, seconds=2)
+    done = snapshot(server, out, rows_per_table=10_000, seconds=5)
     assert done.rows == {"Customers": 40, "books": 60, "empty_one": 0, "order_lines": 360, "order_totals": 120,
                          "orders": 120, "returns": 24, "门店": 3}  # fmt: skip
     assert [note.partition(":")[0] for note in done.notes] == ["broken", "slow"][: len(done.notes)]

@@ -9,6 +9,9 @@ from typing import TypeVar
 
 import pytest
 
+from tests.live_servers import mariadb as mariadb
+from tests.live_servers import postgres as postgres
+
 # One thread for products of small tensors: spinning threads of several processes on few cores cost 10 times the time.
 # Set before torch is imported, and inherited by the processes that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

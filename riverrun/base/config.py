@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from riverrun.base.errors import ConfigError, nearest
+from riverrun.base.servers import hide_password
 
 __all__ = ["Config", "apply_overrides", "build_config", "load_config", "load_yaml"]
 
@@ -47,7 +48,7 @@ def apply_overrides(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[s
     for item in overrides:
         path, sign, raw = item.partition("=")
         if not sign or not path.strip():
-            raise ConfigError(f"override '{item}' is not of the form key.sub=value")
+            raise ConfigError(f"override '{hide_password(item)}' is not of the form key.sub=value")
         node = out
         *parents, leaf = path.strip().split(".")
         for key in parents:
@@ -58,7 +59,7 @@ def apply_overrides(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[s
         try:
             node[leaf] = yaml.safe_load(raw)
         except yaml.YAMLError:
-            raise ConfigError(f"override '{item}': '{raw}' is not a YAML value") from None
+            raise ConfigError(hide_password(f"override '{item}': '{raw}' is not a YAML value")) from None
     return out
 
 
@@ -87,7 +88,7 @@ def _explain(model: type[BaseModel], item: Any, origin: str) -> str:
         return f"{origin}: key '{dotted}' is required"
     if not dotted:  # about several keys together: the whole file would be the value
         return f"{origin}: {item['msg'].removeprefix('Value error, ')}"
-    return f"{origin}: '{dotted}' = {item.get('input')!r}: {item['msg']}"
+    return hide_password(f"{origin}: '{dotted}' = {item.get('input')!r}: {item['msg']}")
 
 
 def _fields(model: type[BaseModel], path: Sequence[str]) -> list[str]:

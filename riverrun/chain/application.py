@@ -15,6 +15,7 @@ from riverrun.agent.cascade import Cascade
 from riverrun.base.artifacts import digest_json
 from riverrun.base.errors import InputError
 from riverrun.base.protocols import LanguageModel, ModelInfo
+from riverrun.base.servers import Server, is_url
 from riverrun.chain.assistant import Assistant, make_assistant
 from riverrun.chain.candidates import open_endpoint
 from riverrun.chain.check import check_database
@@ -72,19 +73,21 @@ class Application:
 def open_models(
     spec: AppSpec,
     sources: Sequence[Source],
-    database: Path,
+    database: Path | Server,
     documents: Path,
     parts: Parts,
     *,
     pages: str = "tuned",
     base_path: Path | None = None,
+    snapshot: Path | None = None,
 ) -> Iterator[Application]:
     """Load the models, make the agent: of one model, or a cascade where there are more. All are closed at the end.
 
-    `pages` is how the agent answers from pages, `base_path` a further model that words those answers.
+    `pages` is how the agent answers from pages, `base_path` a further model that words those answers, `snapshot` the
+    run's copy of a database that is a live server.
     """
     kept = read_documents(documents)
-    assistant = make_assistant(spec, database, kept)
+    assistant = make_assistant(spec, database, kept, snapshot=snapshot)
     name = f"{spec.name}-agent"
     with ExitStack() as stack:
 
@@ -131,18 +134,22 @@ def _open(source: Source, name: str, spec: AppSpec, parts: Parts) -> Any:
 
 
 @contextmanager
-def open_application(run: Path, *, database: Path | None = None, parts: Parts | None = None) -> Iterator[Application]:
-    """The application of a run folder; `database` takes the place of the run's copy (the live one, say)."""
+def open_application(run: Path, *, database: Path | str = "", parts: Parts | None = None) -> Iterator[Application]:
+    """The application of a run folder; `database`, a path or URL, takes the place of the run's copy (the live one)."""
     file = run / "deploy" / SERVER_FILE
     if not file.is_file():
         raise InputError(f"{run} holds no deployed application: run its recipe with --out {run} --until deploy first")
-    if database is not None:
-        check_database(database)
     server = read_json(file)
     spec = AppSpec.model_validate(server["spec"])
-    sources = [_source(run, model) for model in server["models"]]
-    files = database or run / server["database"], run / server["documents"]
-    with open_models(spec, sources, *files, parts or Parts(), **pages_of(run, server)) as application:
+    source: Path | Server = run / server["database"]
+    if is_url(str(database)):
+        source = spec.database.server(str(database))
+    elif database:
+        source = Path(database)
+        check_database(source)
+    sources, documents = [_source(run, model) for model in server["models"]], run / server["documents"]
+    more = {**pages_of(run, server), "snapshot": run / server["database"]}
+    with open_models(spec, sources, source, documents, parts or Parts(), **more) as application:
         yield application
 
 

@@ -59,7 +59,7 @@ def read_asked(path: Path) -> list[AskedQuestion]:
 
 
 def ask_run(
-    run: Path, questions: Sequence[AskedQuestion], *, database: Path | None = None, parts: Parts | None = None
+    run: Path, questions: Sequence[AskedQuestion], *, database: Path | str = "", parts: Parts | None = None
 ) -> Iterator[dict[str, Any]]:
     """Start the run's server, ask its agent, yield an answer a question in the order given.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from riverrun.agent.budget import Budget
 from riverrun.agent.drafts import Drafts
@@ -17,8 +18,10 @@ from riverrun.agent.tool import Tool
 from riverrun.agent.tools.mentions import Mentions
 from riverrun.agent.tools.search import SearchTool
 from riverrun.agent.tools.sql import DatabaseTool
+from riverrun.agent.tools.sql_server import ServerTool
 from riverrun.base.errors import nearest
 from riverrun.base.protocols import LanguageModel
+from riverrun.base.servers import Server
 from riverrun.base.types import Document, ToolCall, ToolResult, ToolSpec
 from riverrun.chain.spec import AgentSpec, AppSpec
 from riverrun.data.names import other_words, split_name
@@ -75,23 +78,29 @@ class Assistant:
         )
 
 
-def make_assistant(spec: AppSpec, database: Path, documents: list[Document]) -> Assistant:
-    """The assistant over a database and the kept pages; without pages it has no search."""
+def make_assistant(
+    spec: AppSpec, database: Path | Server, documents: list[Document], *, snapshot: Path | None = None
+) -> Assistant:
+    """The assistant over an SQLite file or a live server and the kept pages; without pages it has no search.
+
+    Beside a server, keys and names are read from `snapshot`, its copy in the run.
+    """
     limits = spec.database
-    schema = read_schema(database) if limits.complete_joins or limits.mentions else None
+    known = snapshot if isinstance(database, Server) else database
+    schema = read_schema(known) if known is not None and (limits.complete_joins or limits.mentions) else None
     shown = schema.narrowed(limits.show, limits.deny_columns) if schema is not None else None
-    shop = DatabaseTool(
-        database,
-        deny_columns=limits.deny_columns,
-        show=without_keys(shown) if shown is not None and limits.complete_joins else limits.show,
-        rewrite=make_joiner(schema).complete if schema is not None and limits.complete_joins else None,
-        row_limit=limits.row_limit,
-        seconds=limits.seconds,
-    )
+    settings: dict[str, Any] = {
+        "deny_columns": limits.deny_columns,
+        "show": without_keys(shown) if shown is not None and limits.complete_joins else limits.show,
+        "rewrite": make_joiner(schema).complete if schema is not None and limits.complete_joins else None,
+        "row_limit": limits.row_limit,
+        "seconds": limits.seconds,
+    }
+    shop = ServerTool(database, **settings) if isinstance(database, Server) else DatabaseTool(database, **settings)
     tools: list[Tool] = [shop]
     if documents:
         tools.append(SearchTool(documents, top_k=spec.search.top_k, characters=spec.search.characters))
-    prepare = make_mentions(database, shown).note if shown is not None and limits.mentions else None
+    prepare = make_mentions(known, shown).note if known is not None and shown is not None and limits.mentions else None
     return Assistant(system_text(spec.system, shop.schema_text()), {tool.spec.name: tool for tool in tools}, prepare)
 
 

@@ -14,15 +14,17 @@ import yaml
 from riverrun.base.artifacts import write_text
 from riverrun.base.config import build_config
 from riverrun.base.errors import InputError, nearest
+from riverrun.base.servers import Server, is_url
 from riverrun.chain.asked import topics_of
 from riverrun.chain.check import SUFFIXES, check_database, is_path
-from riverrun.chain.spec import GENERATED, GENERIC, AppSpec
+from riverrun.chain.spec import GENERATED, GENERIC, AppSpec, DatabaseSpec
 from riverrun.data.journal import read_documents
 from riverrun.data.names import is_personal
 from riverrun.data.page_questions import gap_choices
 from riverrun.data.phrasing import LANGUAGES
 from riverrun.data.pipeline import clean_folder
 from riverrun.data.schema import Schema, read_schema
+from riverrun.data.servers import snapshot
 from riverrun.data.shown import Shown, choose_shown
 from riverrun.data.synthesis import SynthesisConfig
 from riverrun.hub.catalog import load_catalog, shipped_adapter
@@ -33,7 +35,6 @@ CANDIDATE = "smollm2-135m-instruct"
 ROW_LIMIT = 50
 SMALL = 10**9
 """Parameters of a catalogue's model, or bytes of a file, below which a model is small."""
-URLS = ("postgres", "postgresql", "mysql", "mariadb", "mssql", "oracle", "sqlite", "http", "https")
 MINUTES = 8
 """Of fine-tuning, for a model of 135 million weights."""
 LAYER_FLOPS, OVERHEAD_SECONDS = 0.54e9, 1.4e-3
@@ -57,6 +58,17 @@ class Pages:
 
 
 @dataclass(frozen=True)
+class Source:
+    """The database: an SQLite file to look at, its name, its keys in app.yaml, and what else there is to say."""
+
+    path: Path
+    name: str
+    keys: tuple[str, ...]
+    comments: tuple[str, ...] = ()
+    said: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Draft:
     """The text of app.yaml, and lines that say what it holds."""
 
@@ -72,17 +84,20 @@ def draft_app(
         raise InputError(f"NAME '{name}' must be lower-case letters, digits and dashes, such as music-shop")
     if language not in LANGUAGES:
         raise InputError(f"--language {language}: no such language.{nearest(language, LANGUAGES)}")
-    path = _database_path(database)
-    schema = read_schema(path)
+    with tempfile.TemporaryDirectory() as work:
+        source = _read_source(database, folder, Path(work))
+        schema = read_schema(source.path)
     shown = choose_shown(schema)
     if not shown.tables:
-        raise InputError(f"{path} holds nothing to ask about ({'; '.join(shown.left_out[:5])}): give another database")
+        raise InputError(
+            f"{source.path.name} holds nothing to ask about ({'; '.join(shown.left_out[:5])}): give another database"
+        )
     pages = _read_pages(documents, language) if documents is not None else None
-    text = _write(name, folder, path, schema, shown, pages, language, candidates or (CANDIDATE,))
+    text = _write(name, folder, source, schema, shown, pages, language, candidates or (CANDIDATE,))
     build_config(AppSpec, yaml.safe_load(text), origin="the drafted app.yaml")
     tables = f"{len(shown.tables)} of {len(schema.tables)} tables shown"
     links = f"{len(schema.links)} links ({sum(not link.declared for link in schema.links)} inferred)"
-    said = [f"{path.name}: {tables}, {links}"]
+    said = [f"{source.name}: {tables}, {links}", *source.said]
     if pages is not None:
         said.append(f"{pages.folder.name}: {pages.kept} of {pages.read} pages kept{pages.why}")
     return Draft(text, tuple(said))
@@ -100,23 +115,33 @@ def write_draft(draft: Draft, folder: Path, *, force: bool) -> Path:
     return path
 
 
-def _database_path(database: str) -> Path:
-    """The SQLite file; InputError for a URL of another database, and for what is no database."""
-    scheme = re.match(r"([a-zA-Z][a-zA-Z0-9+]*)://", database)
-    if scheme:
-        kind = scheme[1].partition("+")[0].lower()
-        if kind in URLS or kind.isalpha():
-            raise InputError(
-                f"--database {scheme[1]}://...: only SQLite files are read; export the tables you need into one "
-                f"and give its path"
-            )
+def _read_source(database: str, folder: Path, work: Path) -> Source:
+    """The SQLite file, or a snapshot of the server in `work`; InputError for what is no database."""
+    if is_url(database):
+        return _read_server(database, work)
     path = Path(database)
     if path.is_dir():
         raise InputError(f"--database {path} is a folder: give the path of an SQLite file")
     if not path.is_file():
         raise InputError(f"--database {path} does not exist: give the path of an SQLite file")
     check_database(path)
-    return path
+    return Source(path, path.name, (f"path: {_scalar(_relative(path, folder))}",))
+
+
+def _read_server(url: str, work: Path) -> Source:
+    fields = DatabaseSpec.model_fields
+    variable, most = fields["password_variable"].default, fields["rows_per_table"].default
+    server = Server.parse(url, password=os.environ.get(variable, ""))
+    done = snapshot(server, work / "snapshot.sqlite", rows_per_table=most)
+    comments, said = list(done.notes), []
+    if done.rights:
+        why = f"{server.user} {done.rights}: sessions are opened read-only, a role that can only read is safer:"
+        comments += [why, *(f"  {line}" for line in done.grants)]
+        said += [why, *(f"  {line}" for line in done.grants)]
+    if server.password:
+        said.append(f"app.yaml holds no password: the run takes it from the environment variable {variable}")
+    keys = (f"url: {_scalar(server.url)}", f"password_variable: {variable}")
+    return Source(work / "snapshot.sqlite", server.database, keys, tuple(comments), tuple(said))
 
 
 def _read_pages(folder: Path, language: str) -> Pages:
@@ -140,7 +165,7 @@ def _read_pages(folder: Path, language: str) -> Pages:
 def _write(
     name: str,
     folder: Path,
-    database: Path,
+    database: Source,
     schema: Schema,
     shown: Shown,
     pages: Pages | None,
@@ -176,7 +201,8 @@ def _write(
         lines += ["pages: {compare: true}"]
     elif pages is not None:
         lines += [f"# No documents{pages.why.removeprefix('; documents are left out')}."]
-    lines += ["database:", f"  path: {_scalar(_relative(database, folder))}", *_columns(schema, shown)]
+    lines += [*(f"# {_comment(line)}" for line in database.comments[:20])]
+    lines += ["database:", *(f"  {key}" for key in database.keys), *_columns(schema, shown)]
     lines += [
         "  # Queries may leave out joins, which follow from the keys; values that a question names stand behind it.",
         "  complete_joins: true",

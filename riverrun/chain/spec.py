@@ -6,6 +6,7 @@ The sections follow the stages; `gates` holds the bars that stop a run.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,7 +15,8 @@ from urllib.parse import urlsplit
 from pydantic import Field, field_validator, model_validator
 
 from riverrun.base.config import Config, build_config, load_config
-from riverrun.base.errors import ConfigError
+from riverrun.base.errors import ConfigError, InputError
+from riverrun.base.servers import Server
 from riverrun.data.synthesis import SynthesisConfig
 from riverrun.train.config import FinetuneConfig
 
@@ -59,12 +61,20 @@ class DocumentsSpec(Config):
 
 
 class DatabaseSpec(Config):
-    """The business database; `path` or `make`, not both."""
+    """The business database; one of `path`, `make` and `url`."""
 
     path: str = ""
     """An SQLite file. The run works on a copy; `riverrun serve RUN --database FILE` serves the live one."""
     make: str = ""
     """A Python script called as `python SCRIPT OUT.sqlite --seed SEED` that makes the database."""
+    url: str = ""
+    """postgresql://USER@HOST/DATABASE?schema=SCHEMA or mysql://USER@HOST/DATABASE, without a password. The run works
+    on a snapshot in SQLite; `riverrun serve RUN --database URL` asks the live server. Other keys after `?`: socket,
+    sslmode (prefer, disable, require, verify-full), sslrootcert."""
+    password_variable: str = "RIVERRUN_DATABASE_PASSWORD"
+    """Environment variable that holds the password of `url`, where one is needed."""
+    rows_per_table: int = Field(default=1_000_000, ge=1)
+    """Rows of a server's table that a snapshot holds at most, the first by its key."""
     deny_columns: tuple[str, ...] = ()
     """Columns no query may read, as `column` or `table.column`; they are also left out of the schema text."""
     show: Mapping[str, tuple[str, ...]] = {}
@@ -82,9 +92,25 @@ class DatabaseSpec(Config):
 
     @model_validator(mode="after")
     def _one_source(self) -> DatabaseSpec:
-        if bool(self.path) == bool(self.make):
-            raise ValueError("give exactly one of database.path and database.make")
+        if sum(map(bool, (self.path, self.make, self.url))) != 1:
+            raise ValueError("give exactly one of database.path, database.make and database.url")
         return self
+
+    @field_validator("url")
+    @classmethod
+    def _readable(cls, value: str) -> str:
+        if value:
+            try:
+                server = Server.parse(value)
+            except InputError as error:
+                raise ValueError(str(error)) from None
+            if server.password:
+                raise ValueError("a spec holds no password: put it into the environment variable password_variable")
+        return value
+
+    def server(self, url: str = "") -> Server:
+        """The server of `url`, or of the spec's own; a password that the URL lacks is the environment's."""
+        return Server.parse(url or self.url, password=os.environ.get(self.password_variable, ""))
 
 
 class SearchSpec(Config):

@@ -10,7 +10,7 @@ from riverrun.chain.asking import ask_run, read_asked
 __all__ = ["ask_command"]
 
 
-def ask_command(run: Path, questions: Path, as_json: bool, database: Path | None) -> None:
+def ask_command(run: Path, questions: Path, as_json: bool, database: str) -> None:
     """Print one line an answer: JSON objects, or the question and its answer for people."""
     asked = read_asked(questions)
     for answer in ask_run(run, asked, database=database):

@@ -22,10 +22,19 @@ HELP = "/new forgets the talk so far, /quit ends it"
 
 
 def chat_command(
-    target: str, url: str, model: str, api_key: str, system: str, max_tokens: int, temperature: float
+    target: str,
+    url: str,
+    model: str,
+    api_key: str,
+    system: str,
+    max_tokens: int,
+    temperature: float,
+    database: str = "",
 ) -> None:
     if bool(target) == bool(url):
         raise InputError("give either a run folder or model, or --url: riverrun chat runs/bookshop")
+    if url and database:
+        raise InputError("--database needs a run folder, --url is a server: leave one of them out")
     params = SamplingParams(max_tokens=max_tokens, temperature=temperature)
     with ExitStack() as stack:
         if url:
@@ -37,7 +46,7 @@ def chat_command(
         else:
             from riverrun.cli.target import open_target
 
-            chosen = stack.enter_context(open_target(target)).pick(model)
+            chosen = stack.enter_context(open_target(target, database=database)).pick(model)
         converse(chosen, params, system)
 
 

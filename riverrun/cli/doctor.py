@@ -154,7 +154,10 @@ def _postgresql() -> Finding:
     if not path:
         servers = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
         path = str(servers[-1]) if servers else ""
-    advice = ("not needed: the recipes use SQLite", "非必需:示例使用 SQLite")
+    advice = (
+        "not needed: the recipes use SQLite, servers are reached over the network",
+        "非必需:示例使用 SQLite,服务器通过网络访问",
+    )
     return Finding(("PostgreSQL", "PostgreSQL"), bool(path), path or "not found", advice)
 
 

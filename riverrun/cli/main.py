@@ -60,7 +60,9 @@ def _errors() -> Iterator[None]:
 @app.command()
 def init(
     name: Annotated[Path, typer.Argument(help="Folder to write app.yaml into; its last part names the application.")],
-    database: Annotated[str, typer.Option(help="SQLite file that questions are answered from.")],
+    database: Annotated[
+        str, typer.Option(help="SQLite file, or postgresql:// or mysql:// URL, that answers the questions.")
+    ],
     documents: Annotated[
         Path | None, typer.Option(help="Folder of .html, .txt and .md pages; none means no page search.")
     ] = None,
@@ -105,12 +107,15 @@ def chat(
     system: Annotated[str, typer.Option(help="System text for a plain model.")] = "",
     max_tokens: Annotated[int, typer.Option(help="Longest answer in tokens.")] = 256,
     temperature: Annotated[float, typer.Option(help="0 takes the most likely token.")] = 0.0,
+    database: Annotated[
+        str, typer.Option(help="Talk over this SQLite file or server (URL) instead of the run's copy.")
+    ] = "",
 ) -> None:
     """Talk to a finished run, to a model or to a server; one question a line, /quit ends."""
     with _errors():
         from riverrun.cli.chat import chat_command
 
-        chat_command(target, url, model, api_key, system, max_tokens, temperature)
+        chat_command(target, url, model, api_key, system, max_tokens, temperature, database)
 
 
 @app.command()
@@ -121,8 +126,8 @@ def ask(
         bool, typer.Option("--json", help="One JSON object a line: answer, SQL and rows, or page.")
     ] = False,
     database: Annotated[
-        Path | None, typer.Option(help="Answer from this SQLite file instead of the run's copy.")
-    ] = None,
+        str, typer.Option(help="Answer from this SQLite file or server (URL) instead of the run's copy.")
+    ] = "",
 ) -> None:
     """Answer a file of questions through the run's server and agent, one line each, in the order of the file."""
     with _errors():
@@ -138,8 +143,8 @@ def serve(
     port: Annotated[int | None, typer.Option(help="Port; the run's, else 8000; 0 picks a free one.")] = None,
     api_key: Annotated[list[str] | None, typer.Option(help="Accepted key; may be given several times.")] = None,
     database: Annotated[
-        Path | None, typer.Option(help="Serve over this SQLite file instead of the run's copy.")
-    ] = None,
+        str, typer.Option(help="Serve over this SQLite file or server (URL) instead of the run's copy.")
+    ] = "",
 ) -> None:
     """Serve a model, or a run's model and agent, over an OpenAI-compatible API with a chat page."""
     with _errors():

@@ -23,9 +23,7 @@ def server_settings(target: Path) -> dict[str, Any]:
     return dict(read_json(file)) if file.is_file() else {}
 
 
-def serve_command(
-    target: str, host: str | None, port: int | None, api_keys: Sequence[str], database: Path | None
-) -> None:
+def serve_command(target: str, host: str | None, port: int | None, api_keys: Sequence[str], database: str) -> None:
     from riverrun.serve.http.app import make_app
     from riverrun.serve.http.server import open_socket, serve_app
 

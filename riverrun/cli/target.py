@@ -43,7 +43,7 @@ def _model_path(target: str) -> Path:
 
 
 @contextmanager
-def open_target(target: str, *, database: Path | None = None, parts: Parts | None = None) -> Iterator[Target]:
+def open_target(target: str, *, database: Path | str = "", parts: Parts | None = None) -> Iterator[Target]:
     """Load what the target names; everything is closed at the end."""
     parts = parts or Parts()
     folder = Path(target)
@@ -53,7 +53,7 @@ def open_target(target: str, *, database: Path | None = None, parts: Parts | Non
         with open_application(folder, database=database, parts=parts) as application:
             yield Target(application.models, f"{application.name}-agent")
         return
-    if database is not None:
+    if database:
         raise InputError(f"--database needs a run folder, {target} is a model: leave the option out")
     path = _model_path(target)
     name = target if not path.exists() else path.stem if path.is_file() else path.resolve().name

@@ -24,7 +24,7 @@ from riverrun.base.errors import InputError, ToolError, nearest
 from riverrun.base.sql import VALUE_BYTES, quote_name, read_only_uri
 from riverrun.base.types import ToolResult, ToolSpec
 
-__all__ = ["DatabaseTool"]
+__all__ = ["SQL_CHARACTERS", "DatabaseTool", "plain_value"]
 
 SQL_CHARACTERS = 10_000
 COLUMNS = 100
@@ -63,12 +63,16 @@ class DatabaseTool:
             )
         self.path, self.row_limit, self.seconds, self.characters = Path(path), row_limit, seconds, characters
         self.rewrite = rewrite or (lambda sql: sql)
-        self.tables, self._virtual = _read_schema(self.path)
+        self.tables = self._read_tables()
         self._denied = _denied(deny_columns, self.tables, self.path)
         self._shown = _shown(show or {}, self.tables, self.path)
         self._arguments = Arguments(_signature)
         self._arguments.tool = name
         self.spec = ToolSpec(name, description, self._arguments.schema)
+
+    def _read_tables(self) -> dict[str, list[str]]:
+        tables, self._virtual = _read_schema(self.path)
+        return tables
 
     def schema_text(self) -> str:
         """One line a table, "books(id, title, price)", as a query must write the names; private columns left out."""
@@ -134,7 +138,7 @@ class DatabaseTool:
         while (row := cursor.fetchone()) is not None:
             if len(rows) == self.row_limit:
                 return columns, rows, True
-            rows.append([_plain(value) for value in row])
+            rows.append([plain_value(value) for value in row])
         return columns, rows, False
 
     def _explain(self, error: BaseException, authorizer: Authorizer, late: bool, sql: str) -> str:
@@ -196,7 +200,7 @@ def _signature(sql: str) -> None:
     """The arguments of the tool."""
 
 
-def _plain(value: Any) -> Any:
+def plain_value(value: Any) -> Any:
     """A value as JSON can hold it."""
     if isinstance(value, bytes):
         return f"<{len(value)} bytes>"

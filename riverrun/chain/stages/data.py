@@ -18,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+from riverrun.base.artifacts import digest_json
 from riverrun.base.errors import InputError
 from riverrun.base.progress import Progress
 from riverrun.base.sql import has_log, read_only_uri
@@ -39,15 +40,30 @@ from riverrun.data.conversations import (
 from riverrun.data.journal import Funnel, read_documents, write_journal
 from riverrun.data.pipeline import clean_folder
 from riverrun.data.replay import replay_texts
+from riverrun.data.servers import snapshot
 from riverrun.evaluate.retention import cpython_topics, held_out
 
 __all__ = ["Data", "files_of", "make_database", "make_pages"]
 
 
-def make_database(ctx: Context, out: Path) -> None:
-    """Copy the database of the spec, or make it with the spec's script. InputError when the script fails."""
+def make_database(ctx: Context, out: Path, progress: Progress | None = None, *, keep: bool = False) -> None:
+    """Copy the database of the spec, make it with the spec's script, or take a snapshot of its server.
+
+    With `keep` a snapshot is left for the next call without: the questions that select asks and those that are trained
+    on are of the same moment. InputError when the script fails or the server cannot be read.
+    """
     spec = ctx.spec.database
     out.unlink(missing_ok=True)
+    if spec.url:
+        kept = ctx.out / f".snapshot-{digest_json([spec.url, spec.rows_per_table])[:16]}.sqlite"
+        if keep or not kept.is_file():
+            for note in snapshot(spec.server(), kept, rows_per_table=spec.rows_per_table).notes:
+                (progress or Progress("quiet")).say(f"  {note}")
+        if keep:
+            shutil.copyfile(kept, out)
+        else:
+            kept.replace(out)
+        return
     if spec.path:
         check_database(ctx.file(spec.path))
         _copy_database(ctx.file(spec.path), out)
@@ -97,11 +113,11 @@ def make_pages(ctx: Context, out: Path, progress: Progress | None = None) -> Fun
 
 
 def files_of(ctx: Context, *more: str) -> dict[str, str]:
-    """Digests of the recipe's files that questions are made of, and of `more` where they are files."""
+    """Digests of the recipe's files that questions are made of, and of `more` where they are files; a server's URL."""
     spec = ctx.spec
     pages = spec.documents.path if spec.documents is not None else ""
+    found = {spec.database.url: digest_json(spec.database.url)} if spec.database.url else {}
     named = (pages, spec.database.path, spec.database.make, spec.intents, *more)
-    found: dict[str, str] = {}
     for name in named:
         found |= ctx.file_input(name) if name and name not in (GENERATED, GENERIC) else {}
     log = _beside(ctx.file(spec.database.path), "wal") if spec.database.path else None
@@ -146,7 +162,7 @@ class Data:
         spec = ctx.spec
         funnel = make_pages(ctx, folder, progress)
         database = folder / "shop.sqlite"
-        make_database(ctx, database)
+        make_database(ctx, database, progress)
         documents = read_documents(folder / "kept.jsonl")
         pages = {document.id: document.text for document in documents}
         assistant = make_assistant(spec, database, documents)

@@ -81,7 +81,7 @@ class Select:
         spec = ctx.spec
         judged = [judge(ctx, candidate, progress) for candidate in all_candidates(ctx)]
         _require_one(judged)
-        asking = _prepare(ctx, folder / ".work" / "dev") if spec.select.dev_questions else None
+        asking = _prepare(ctx, folder / ".work" / "dev", progress) if spec.select.dev_questions else None
         prompt = asking.prompt_tokens if asking else PREFIX_TOKENS + TURN_TOKENS
         for each in judged:
             if each.accepted:
@@ -127,12 +127,12 @@ class _Asking:
     prompt_tokens: int
 
 
-def _prepare(ctx: Context, work: Path) -> _Asking:
+def _prepare(ctx: Context, work: Path, progress: Progress) -> _Asking:
     """The development questions over a database and pages of their own: the data stage comes later."""
     spec = ctx.spec
     work.mkdir(parents=True, exist_ok=True)
     database = work / "shop.sqlite"
-    make_database(ctx, database)
+    make_database(ctx, database, progress, keep=True)
     make_pages(ctx, work)
     documents = read_documents(work / "kept.jsonl")
     assistant = make_assistant(spec, database, documents)

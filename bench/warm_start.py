@@ -73,7 +73,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--databases", type=int, default=70)
-    parser.add_argument("--rows", type=int, default=64, help="questions of each database")
+    parser.add_argument("--rows", type=int, default=50, help="questions of each database")
     parser.add_argument("--only-rows", action="store_true", help="write train.jsonl and stop")
     parser.add_argument("--rate", type=float, default=2e-3)
     options = parser.parse_args()

@@ -337,6 +337,8 @@ def _training(shown: Shown, topics: str, language: str, candidates: Sequence[str
         f"synthesis: {{train: {train}, dev: {config.dev}, sealed: {config.sealed}}}",
         "data: {answered: 0.04, answered_pages: 0.1, choice_share: 0.5, safety_copies: 1, replay: 12}",
         "evaluate: {max_tokens: 96, retention_characters: 30000, sums: 40}",
+        "# The 4-bit base with the adapter beside it computes what was trained; the merged form is not scored.",
+        "quantize: {prefer: q4-base-adapter}",
         *(["# Training goes on from the package's own adapter for questions over databases."] if start else []),
         f"finetune: {{{start}learning_rate: 1.5e-3, epochs: 1, {sizes}}}",
         "rounds: {most: 2, success: 0.60}  # trained once more, one thing changed, where development questions miss it",

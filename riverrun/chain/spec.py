@@ -235,7 +235,8 @@ class QuantizeSpec(Config):
     group_size: int = Field(default=64, ge=8)
     """Weights that share a scale and a zero point in the merged form."""
     prefer: Literal["best", "q4-base-adapter", "q4-merged"] = "best"
-    """Which form is deployed; best takes the higher score, at a tie the smaller file."""
+    """Which form is deployed; best takes the higher score, at a tie the smaller file. Of a named one alone the score is
+    measured."""
 
 
 class DeploySpec(Config):

@@ -77,6 +77,7 @@ class Quantize:
             return _nothing(ctx, folder, progress)
         made = json_once(folder / ".work" / "made.json", lambda: self._make(ctx, folder))
         assistant, present, prefer = assistant_of(ctx), _present(folder), ctx.spec.quantize.prefer
+        present = [prefer] if prefer in present else present
         open_choice = prefer not in present and len(present) > 1
         asked = {"records": sealed_questions(ctx), "dev": dev_questions(ctx, DEV_QUESTIONS) if open_choice else []}
         tuned = [Record.from_dict(row) for row in read_jsonl(ctx.folder("evaluate") / "records_tuned.jsonl")]

@@ -296,6 +296,8 @@ class Speech:
         wanted = "lookup" if op == "ambiguous" else op if key != "top_set" else ""
         said = self.words["concepts"].get(about, {})
         special = [*said.get(wanted, {}).get(split, ()), *said.get(f"{op}.{item.form}", {}).get(split, ())]
+        if about == "amount" and not _is_income(item.table):
+            special = [text for text in special if {"c", "t", "ts", "set"} & set(_MARK.findall(text))]
         on = self.words["asked"].get(f"{op}.{item.form}", {}).get(split, ())
         return special or on, self.words["ops"][key][split]
 
@@ -318,7 +320,9 @@ class Speech:
         elif rng.random() < ROUGH_SHARE:
             changed = text[0].lower() + text[1:] if not text.startswith(("I ", "I'")) else text
             changed = re.sub(r"[?.!？。！]+$", "", changed)
-        changed = re.sub(r"\b(total|average) \1\b", r"\1", changed).replace("the all ", "all the ")
+        changed = (
+            re.sub(r"\b(total|average) \1\b", r"\1", changed).replace("the all ", "all the ").replace("总总", "总")
+        )
         return changed if all(value in changed for value in shown.values()) else text
 
     def reply(self, name: str, marks: Mapping[str, str]) -> str:
@@ -330,3 +334,8 @@ def _saying_what(sentences: Sequence[str], bare: bool = False) -> Sequence[str]:
     """Those that name the column or what happened; all of them where none does, unless `bare`."""
     found = [text for text in sentences if {"c", "ac", "done"} & set(_MARK.findall(text))]
     return found if bare else found or sentences
+
+
+def _is_income(table: Table) -> bool:
+    """Whether a table's amounts are what the business takes: "how much did we make" is asked of no other."""
+    return is_table_of(table.name, "sales") and not is_table_of(table.name, "expenses")

@@ -261,7 +261,7 @@ class Speech:
         general = self.words["sets"][item.form][split]
         date = item.by if item.form in DATED else None
         if not self.plain_date(date, item.table):
-            general = _saying_what(general)
+            general = _saying_what(general, by)
         return self._pick(special, general, by, rng)
 
     def _about(self, item: Composition) -> str:
@@ -280,10 +280,13 @@ class Speech:
             marks["set"] = _MARK.sub(lambda match: marks[match.group(1)], str(self.words["everything"]))
         special, general = self._sentences(item, split)
         if item.op in ("latest", "earliest") and not self.plain_date(item.column, item.table):
-            general = _saying_what(general)
+            general = _saying_what(general, marks)
         if item.op in ("list", "count") and item.form in ("year", "month", "day"):
-            special = special if self.plain_date(item.by, item.table) else _saying_what(special, bare=True)
-        return self.typed(self._pick(special, general, marks, rng), split, shown, rng)
+            special = special if self.plain_date(item.by, item.table) else _saying_what(special, marks, bare=True)
+        text = self._pick(special, general, marks, rng)
+        if "e" in marks and marks["set"].startswith(f"{marks['e']}'s "):
+            text = text.replace(f"the {marks['set']}", marks["set"])
+        return self.typed(text, split, shown, rng)
 
     def _sentences(self, item: Composition, split: str) -> tuple[Sequence[str], Sequence[str]]:
         """Sentences for what the column is about, and the general ones."""
@@ -293,13 +296,15 @@ class Speech:
             key = "top_set"
         owner = item.parent if op == "parent_fact" and item.parent is not None else item.table
         about = self._about(item) if item.column is None else self.about(item.column, owner)
-        if about in ("date", "quantity") and op in ("lookup", "ambiguous", "parent_fact"):
-            about = about if bool(item.table.label) == (about == "quantity") else ""
+        if about in ("date", "price", "quantity") and op in ("lookup", "ambiguous", "parent_fact"):
+            about = about if bool(item.table.label) == (about != "date") else ""
         if op == "parent" and item.form == "own":
             about = concept_of(item.role)
         wanted = "lookup" if op == "ambiguous" else op if key != "top_set" else ""
         said = self.words["concepts"].get(about, {})
         special = [*said.get(wanted, {}).get(split, ()), *said.get(f"{op}.{item.form}", {}).get(split, ())]
+        if about == "amount" and not _is_income(item.table):
+            special = [text for text in special if {"c", "t", "ts", "set"} & set(_MARK.findall(text))]
         on = self.words["asked"].get(f"{op}.{item.form}", {}).get(split, ())
         return special or on, self.words["ops"][key][split]
 
@@ -322,7 +327,9 @@ class Speech:
         elif rng.random() < ROUGH_SHARE:
             changed = text[0].lower() + text[1:] if not text.startswith(("I ", "I'")) else text
             changed = re.sub(r"[?.!？。！]+$", "", changed)
-        changed = re.sub(r"\b(total|average) \1\b", r"\1", changed).replace("the all ", "all the ")
+        changed = (
+            re.sub(r"\b(total|average) \1\b", r"\1", changed).replace("the all ", "all the ").replace("总总", "总")
+        )
         return changed if all(value in changed for value in shown.values()) else text
 
     def reply(self, name: str, marks: Mapping[str, str]) -> str:
@@ -330,7 +337,13 @@ class Speech:
         return _MARK.sub(lambda match: marks.get(match.group(1), ""), str(self.words["replies"][name]))
 
 
-def _saying_what(sentences: Sequence[str], bare: bool = False) -> Sequence[str]:
-    """Those that name the column or what happened; all of them where none does, unless `bare`."""
-    found = [text for text in sentences if {"c", "ac", "done"} & set(_MARK.findall(text))]
+def _saying_what(sentences: Sequence[str], marks: Mapping[str, str], bare: bool = False) -> Sequence[str]:
+    """Those that name the column or what happened, and fit; all of them where none does, unless `bare`."""
+    used = {text: set(_MARK.findall(text)) for text in sentences}
+    found = [text for text, names in used.items() if {"c", "ac", "done"} & names and names <= set(marks)]
     return found if bare else found or sentences
+
+
+def _is_income(table: Table) -> bool:
+    """Whether a table's amounts are what the business takes: "how much did we make" is asked of no other."""
+    return is_table_of(table.name, "sales") and not is_table_of(table.name, "expenses")

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from riverrun.base.errors import InputError
 from riverrun.base.sql import quote_name, read_only_uri
-from riverrun.data.names import is_label_name, names_table, same_thing, split_name
+from riverrun.data.names import concept_of, is_label_name, names_table, plural, same_thing, singular, split_name
 from riverrun.wire.joins import ForeignKey, Joiner
 
 __all__ = ["Column", "ColumnKind", "Link", "Moment", "Schema", "Table", "make_joiner", "read_only", "read_schema"]
@@ -343,6 +343,7 @@ def _kind(
     if distinct <= 2 and any(texts <= flags for flags in _FLAGS):
         numeric = "text" not in types
         said = "BOOL" in declared.upper() or bool(words & {"is", "has", "active", "enabled", "flag", "是否"})
+        said = said or (texts == {"0", "1"} and not concept_of(name) and not _counts(name))
         if not numeric or said:
             return "flag" if distinct == 2 or said else "text"
     if "text" not in types:
@@ -373,6 +374,12 @@ def _moment(name: str, kind: ColumnKind, values: Sequence[Any], low: Any, high: 
                 if _SINCE_1980 * factor <= low <= high <= _UNTIL_2100 * factor:
                     return moment  # type: ignore[return-value]
     return ""
+
+
+def _counts(name: str) -> bool:
+    """Whether the name is of something counted (`children`, `no_of_pets`), so that 0 and 1 are numbers."""
+    *first, last = split_name(name) or ("",)
+    return plural(last) == last or singular(last) != last or "number" in first or name.endswith("数")
 
 
 def _inferred_key(table: str, columns: Sequence[Column]) -> tuple[str, ...]:

@@ -15,8 +15,6 @@ import random
 import tempfile
 from pathlib import Path
 
-from riverrun.data.domains import build_domain, load_domains
-
 from riverrun.base.progress import Progress
 from riverrun.base.types import Document
 from riverrun.chain.asked import topics_of
@@ -24,6 +22,7 @@ from riverrun.chain.assistant import make_assistant
 from riverrun.chain.drafting import system_lines
 from riverrun.chain.spec import AppSpec
 from riverrun.data.conversations import build_conversations
+from riverrun.data.domains import build_domain, load_domains
 from riverrun.data.replay import replay_texts
 from riverrun.data.schema import read_schema
 from riverrun.data.shown import choose_shown

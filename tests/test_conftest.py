@@ -31,7 +31,8 @@ def test_a_skip_names_what_is_missing_or_fails(tmp_path: Path, require: str, lin
     (tmp_path / "test_few.py").write_text(SUITE)
     (tmp_path / "test_module.py").write_text(MODULE)
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--continue-on-collection-errors", "."]
-    environ = {**os.environ, "RIVERRUN_REQUIRE": require}
+    root = str(Path(__file__).parent.parent)  # conftest imports fixtures of the suite
+    environ = {**os.environ, "RIVERRUN_REQUIRE": require, "PYTHONPATH": root}
     done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert line in done.stdout, done.stdout

@@ -101,7 +101,11 @@ class Speech:
         words = split_name(column.name)
         if self.language == "en":
             known = self.words["participles"]
-            if words[0] in known and (len(words) == 1 or set(words[1:]) <= {"on", "at", "date", "time", "day"}):
+            if (
+                words
+                and words[0] in known
+                and (len(words) == 1 or set(words[1:]) <= {"on", "at", "date", "time", "day"})
+            ):
                 return words[0]
             return str(self.words["happenings"].get(" ".join(words), ""))
         noun = say_column(column.name, table.name, self.language)

@@ -59,7 +59,8 @@ def test_answers(shop: DatabaseTool) -> None:
     assert content(shop, "SELECT x'00ff' AS raw, 'a' || char(10) || 'b' AS two") == "raw | two\n<2 bytes> | a b"
     result = shop.run({"sql": "SELECT title, stock FROM books ORDER BY stock"})
     assert result.data == {
-        "columns": ["title", "stock"], "rows": [["O'Hara's Lamp", 0], ["The Salt Road", 3]], "more": False
+        "columns": ["title", "stock"], "rows": [["O'Hara's Lamp", 0], ["The Salt Road", 3]], "more": False,
+        "sql": "SELECT title, stock FROM books ORDER BY stock",
     }  # fmt: skip
     assert not result.is_error
 

@@ -10,6 +10,7 @@ import pytest
 from bench.parts.weak_start import WEAK, sealed_came_last, weak_start_rows
 from riverrun.chain.drafting import draft_app, write_draft
 from riverrun.chain.spec import load_app
+from riverrun.data.synthesis import SynthesisConfig
 from tests.data.hostile import make
 
 DEV, DONE, SEALED = "7 questions_dev.jsonl", "7 .rounds.json.x1.tmp", "8 questions_sealed.jsonl"
@@ -25,7 +26,7 @@ def test_its_settings_can_be_run(tmp_path: Path) -> None:
     assert plain.rounds.success == plain.gates.success, "the draft aims at its own gate"
     assert plain.synthesis is not None
     assert weak.synthesis is not None
-    assert weak.synthesis.train < plain.synthesis.train / 3
+    assert weak.synthesis.train < SynthesisConfig().train / 3
     assert weak.finetune.learning_rate < plain.finetune.learning_rate
 
 

@@ -86,7 +86,7 @@ def test_a_second_model_words_what_needs_the_base(finished: Path) -> None:
 
             return make
 
-    files = finished / "quantize" / "q4-base-adapter", data / "shop.sqlite", data / "kept.jsonl"
+    files = [finished / "quantize" / "q4-base-adapter"], data / "shop.sqlite", data / "kept.jsonl"
     parts: Any = Loading()
     with open_models(
         spec, *files, parts, pages="retrieval", base_path=finished / "quantize" / "q4-merged"
@@ -142,9 +142,9 @@ def test_rows_without_checks_are_refused(recipe: Path) -> None:
 
 
 def test_small_models_are_drafted_to_list_rows(tmp_path: Path) -> None:
-    assert _answers(["smollm2-135m-instruct"])[-1] == "agent: {grounded: true, closing: rows}"
+    assert _answers(["smollm2-135m-instruct"])[-1] == "agent: {grounded: true, closing: rows, drafts: 4}"
     large = tmp_path / "large.gguf"
     with large.open("wb") as handle:
         handle.truncate(10**9)  # a hole: no bytes on the disk
-    assert _answers([str(large)])[-1] == "agent: {grounded: true}"
-    assert _answers([str(large), "smollm2-135m-instruct"])[-1] == "agent: {grounded: true}"
+    assert _answers([str(large)])[-1] == "agent: {grounded: true, drafts: 4}"
+    assert _answers([str(large), "smollm2-135m-instruct"])[-1] == "agent: {grounded: true, drafts: 4}"

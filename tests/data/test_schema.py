@@ -163,7 +163,14 @@ def test_days_that_are_not_written_year_first_are_no_amounts(tmp_path: Path) -> 
     }
     asked = [item for item in compositions(schema) if item.column and item.column.moment]
     assert asked, "they are asked for as they stand"
-    assert {item.op for item in asked} <= {"lookup", "lookup_two", "distinct", "count_distinct"}
+    assert {item.op for item in asked} <= {
+        "lookup",
+        "lookup_two",
+        "list_with",
+        "distinct",
+        "count_distinct",
+        "parent_fact",
+    }
     assert not [item.sql for item in asked if "LIKE" in item.sql]
 
 

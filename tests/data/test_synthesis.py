@@ -192,11 +192,10 @@ def test_a_tie_at_the_end_is_not_asked_for(tmp_path: Path) -> None:
 def test_one_form_of_sql_for_each_shape(tmp_path: Path) -> None:
     schema = read_schema(make("undeclared", tmp_path / "x.sqlite"))
     sql = {item.name: item.sql for item in compositions(schema)}
-    join = "tbl_orders JOIN tbl_customers ON tbl_orders.customer_id = tbl_customers.customer_id"
-    assert sql["count.parent.tbl_orders.tbl_customers"] == f"SELECT COUNT(*) FROM {join} WHERE {{e}}"
-    assert sql["parent.parent.tbl_orders.tbl_customers"] == f"SELECT tbl_customers.full_name FROM {join} WHERE {{e}}"
+    assert sql["count.parent.tbl_orders.tbl_customers"] == "SELECT COUNT(*) FROM tbl_orders WHERE {e}"
+    assert sql["parent.parent.tbl_orders.tbl_customers"] == "SELECT tbl_customers.full_name FROM tbl_orders WHERE {e}"
     assert sql["list.without.tbl_customers.tbl_orders"] == (
-        "SELECT full_name FROM tbl_customers WHERE customer_id NOT IN (SELECT customer_id FROM tbl_orders)"
+        "SELECT full_name FROM tbl_customers WHERE NOT EXISTS (SELECT * FROM tbl_orders)"
     )
     assert sql["count.year.tbl_orders.ord_dt"] == "SELECT COUNT(*) FROM tbl_orders WHERE ord_dt LIKE {v}"
     assert sql["lookup.one.tbl_products.price"] == "SELECT price FROM tbl_products WHERE {e}"

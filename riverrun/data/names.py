@@ -253,7 +253,7 @@ def is_minor(name: str) -> bool:
 def other_words(tables: Sequence[tuple[str, Sequence[str]]]) -> dict[str, list[str]]:
     """Words that a person may say for a table or column of another name: `client` for owners, `pay` for vets.salary.
 
-    tables: (name, columns). A word that would stand for more than two things is left out.
+    tables: (name, columns). A word that would stand for more than three things is left out.
     """
     found: dict[str, list[str]] = {}
     for table, columns in tables:
@@ -263,8 +263,11 @@ def other_words(tables: Sequence[tuple[str, Sequence[str]]]) -> dict[str, list[s
                 for word in group:
                     found.setdefault(word, []).append(quote_name(table))
         for column in columns:
-            concept = concept_of(column)
-            for word in lexicon()["concepts"].get(concept, ()):
-                if " " not in word:
-                    found.setdefault(str(word), []).append(f"{quote_name(table)}.{quote_name(column)}")
-    return {word: names for word, names in found.items() if len(names) <= 2}
+            said = " ".join(split_name(column))
+            words = set(lexicon()["concepts"].get(concept_of(column), ()))
+            words |= set(split_name(column))  # an abbreviation is said in full
+            words |= {word for group in lexicon()["columns_alike"] if _matches(said, group) for word in group}
+            words -= {"date", "time", "name", *lexicon()["identifiers"]}
+            for word in sorted(word for word in words if " " not in word):
+                found.setdefault(str(word), []).append(f"{quote_name(table)}.{quote_name(column)}")
+    return {word: names for word, names in found.items() if len(names) <= 3}

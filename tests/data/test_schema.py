@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from riverrun.base.errors import InputError
 from riverrun.base.sql import quote_literal, quote_name
-from riverrun.data.names import concept_of, plural, same_thing, say_column, say_table, singular, split_name
+from riverrun.data.names import concept_of, other_words, plural, same_thing, say_column, say_table, singular, split_name
 from riverrun.data.schema import Link, Schema, read_schema
 from riverrun.data.shapes import compositions
 from riverrun.data.shown import ROOM, choose_shown, estimate_tokens, schema_line
@@ -301,3 +301,16 @@ def test_any_schema_is_read_back(generated: list[tuple[str, list[tuple[str, str]
         for column in table.columns:
             if any(isinstance(value, bytes) for value in column.values):
                 assert column.kind == "blob"
+
+
+def test_other_words_lead_to_tables_and_columns() -> None:
+    tables = [("owners", ["last_name", "phone_ext"]), ("vets", ["last_name", "salary"]), ("pets", ["microchip_no"])]
+    found = other_words(tables)
+    assert found["client"] == ["owners"]
+    assert found["surname"] == ["owners.last_name", "vets.last_name"]
+    assert found["extension"] == ["owners.phone_ext"]
+    assert found["pay"] == ["vets.salary"]
+    assert found["chip"] == ["pets.microchip_no"]
+    assert "number" not in found, "half of all columns are numbers of something"
+    many = [(f"t{n}", ["price"]) for n in range(5)]
+    assert "cost" not in other_words(many), "it would stand for too much"

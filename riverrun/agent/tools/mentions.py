@@ -123,6 +123,8 @@ class Mentions:
         self.path, self.columns, self.pairs = Path(path), columns, tuple(pairs)
         self.nouns = frozenset(stem(word) for noun in nouns for word in _tokens(noun))
         self.synonyms = {stem(word): tuple(names) for word, names in (synonyms or {}).items()}
+        written = " ".join(name for names in self.synonyms.values() for name in names)
+        self.written = {stem(word) for word in _tokens(re.sub(r"(?<=[a-z])(?=[A-Z])", " ", written).replace("_", " "))}
         self.units = [(unit, table, column) for table, column in numbers if (unit := _unit_of(column))]
         self._lock = threading.Lock()
         self._seen: tuple[int, int] | None = None
@@ -141,7 +143,7 @@ class Mentions:
         for match in _TOKEN.finditer(_plain(question)):
             names = self.synonyms.get(stem(match[0]), ())
             inside = any(mention.start <= match.start() < mention.end for mention in mentions)
-            if names and not inside and stem(match[0]) not in self.nouns:
+            if names and not inside and stem(match[0]) not in self.written:
                 out.setdefault(match[0], f"{match[0]}: {', '.join(names)}")
         return list(out.values())[:SHOWN]
 

@@ -35,7 +35,7 @@ CANDIDATE = "smollm2-135m-instruct"
 ROW_LIMIT = 50
 SMALL = 10**9
 """Parameters of a catalogue's model, or bytes of a file, below which a model is small."""
-MINUTES = 8
+MINUTES = 7
 """Of fine-tuning, for a model of 135 million weights."""
 LAYER_FLOPS, OVERHEAD_SECONDS = 0.54e9, 1.4e-3
 """Of a trained token of that model: products in its layers and head, and all the rest (measured on two cores)."""
@@ -292,10 +292,10 @@ def _answers(candidates: Sequence[str]) -> list[str]:
     """How the agent ends a run, by the size of the candidates."""
     lines = ["# An answer that does not say what the query or the pages returned is replaced by it."]
     if not all(map(_is_small, candidates)):
-        return [*lines, "agent: {grounded: true, drafts: 4}"]
+        return [*lines, "agent: {grounded: true, drafts: 3}"]
     lines.append("# The model is small: rows are listed as they are, which is right and takes half the time.")
     lines.append("# Of several drafts of a query the one is kept whose result most of them share.")
-    return [*lines, "agent: {grounded: true, closing: rows, drafts: 4}"]
+    return [*lines, "agent: {grounded: true, closing: rows, drafts: 3}"]
 
 
 def _is_small(candidate: str) -> bool:

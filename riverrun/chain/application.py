@@ -96,11 +96,13 @@ def open_models(
             stack.callback(model.close)
             return model
 
+        models = [
+            load(source, f"{spec.name}-larger-{number}" if number else spec.name)
+            for number, source in enumerate(sources)
+        ]
         base = load(base_path, f"{spec.name}-base") if base_path is not None else None
-        models, agents = [], []
-        for number, source in enumerate(sources):
-            model = load(source, f"{spec.name}-larger-{number}" if number else spec.name)
-            models.append(model)
+        agents = []
+        for model in models:
             grounding = grounding_of(spec, assistant, pages, kept, model, base)
             agents.append(assistant.agent(model, name=name, limits=spec.agent, grounding=grounding))
         agent = agents[0] if len(agents) == 1 else Cascade(agents, name=name)

@@ -91,7 +91,8 @@ def make_assistant(
     shown = schema.narrowed(limits.show, limits.deny_columns) if schema is not None else None
     settings: dict[str, Any] = {
         "deny_columns": limits.deny_columns,
-        "show": without_keys(shown) if shown is not None and limits.complete_joins else limits.show,
+        "show": limits.show,
+        "hide": _keys(shown) if shown is not None and limits.complete_joins else {},
         "rewrite": make_joiner(schema).complete if schema is not None and limits.complete_joins else None,
         "row_limit": limits.row_limit,
         "seconds": limits.seconds,
@@ -102,6 +103,12 @@ def make_assistant(
         tools.append(SearchTool(documents, top_k=spec.search.top_k, characters=spec.search.characters))
     prepare = make_mentions(known, shown).note if known is not None and shown is not None and limits.mentions else None
     return Assistant(system_text(spec.system, shop.schema_text()), {tool.spec.name: tool for tool in tools}, prepare)
+
+
+def _keys(schema: Schema) -> dict[str, list[str]]:
+    """The columns that a prompt does not name because joins are completed along them."""
+    kept = without_keys(schema)
+    return {table.name: [c for c in table.by_name if c not in kept.get(table.name, ())] for table in schema.tables}
 
 
 def make_mentions(database: Path, schema: Schema) -> Mentions:

@@ -35,8 +35,8 @@ class DatabaseTool:
     """`run({"sql": ...})`: content is a header line and rows "a | b"; a single value is "price: 12.5".
 
     path: an SQLite file, else InputError. deny_columns: "email" or "customers.email". show: the tables and columns that
-    `schema_text` names (all, when empty); what it leaves out can be queried. seconds: wall time of one query,
-    waiting for locks included. characters: longest content. rewrite: what is done to a query before it runs (missing
+    `schema_text` names (all, when empty), without those of `hide`; what it leaves out can be queried. seconds: wall time
+    of one query, waiting for locks included. characters: longest content. rewrite: what is done to a query before it runs (missing
     joins completed, say). data = {"columns", "rows", "more", "sql"}, sql as it was run.
     Thread-safe: each query has its own connection.
     """
@@ -49,6 +49,7 @@ class DatabaseTool:
         *,
         deny_columns: Sequence[str] = (),
         show: Mapping[str, Sequence[str]] | None = None,
+        hide: Mapping[str, Sequence[str]] | None = None,
         row_limit: int = 20,
         seconds: float = 2.0,
         characters: int = 1500,
@@ -66,6 +67,7 @@ class DatabaseTool:
         self.tables = self._read_tables()
         self._denied = _denied(deny_columns, self.tables, self.path)
         self._shown = _shown(show or {}, self.tables, self.path)
+        self._hidden = {(table, column) for table, columns in (hide or {}).items() for column in columns}
         self._arguments = Arguments(_signature)
         self._arguments.tool = name
         self.spec = ToolSpec(name, description, self._arguments.schema)
@@ -78,8 +80,10 @@ class DatabaseTool:
         """One line a table, "books(id, title, price)", as a query must write the names; private columns left out."""
         lines = []
         for table, columns in self._shown.items():
-            seen = [quote_name(column) for column in columns if (table.lower(), column.lower()) not in self._denied]
-            lines.append(f"{quote_name(table)}({', '.join(seen)})")
+            kept = [column for column in columns if (table, column) not in self._hidden]
+            seen = [quote_name(column) for column in kept if (table.lower(), column.lower()) not in self._denied]
+            if kept:
+                lines.append(f"{quote_name(table)}({', '.join(seen)})")
         return "\n".join(lines)
 
     def run(self, arguments: Mapping[str, Any]) -> ToolResult:

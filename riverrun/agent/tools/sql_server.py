@@ -34,6 +34,7 @@ class ServerTool(DatabaseTool):
         *,
         deny_columns: Sequence[str] = (),
         show: Mapping[str, Sequence[str]] | None = None,
+        hide: Mapping[str, Sequence[str]] | None = None,
         row_limit: int = 20,
         seconds: float = 2.0,
         characters: int = 1500,
@@ -43,7 +44,7 @@ class ServerTool(DatabaseTool):
             self._described = read_tables(session)[0]
             self.server = session.server
         super().__init__(
-            server.database, deny_columns=deny_columns, show=show, row_limit=row_limit, seconds=seconds,
+            server.database, deny_columns=deny_columns, show=show, hide=hide, row_limit=row_limit, seconds=seconds,
             characters=characters, rewrite=rewrite,
         )  # fmt: skip
         self._translator = Translator(self.server, self._described, self._denied, row_limit)

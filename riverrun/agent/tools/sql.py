@@ -35,9 +35,9 @@ class DatabaseTool:
     """`run({"sql": ...})`: content is a header line and rows "a | b"; a single value is "price: 12.5".
 
     path: an SQLite file, else InputError. deny_columns: "email" or "customers.email". show: the tables and columns that
-    `schema_text` names (all, when empty), without those of `hide`; what it leaves out can be queried. seconds: wall time
-    of one query, waiting for locks included. characters: longest content. rewrite: what is done to a query before it runs (missing
-    joins completed, say). data = {"columns", "rows", "more", "sql"}, sql as it was run.
+    `schema_text` names (all, when empty), hide: those it leaves out; they can be queried. seconds: wall time of one
+    query, waiting for locks included. characters: longest content. rewrite: what is done to a query before it runs
+    (missing joins completed, say). data = {"columns", "rows", "more", "sql"}, sql as it was run.
     Thread-safe: each query has its own connection.
     """
 

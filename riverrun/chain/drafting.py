@@ -292,10 +292,10 @@ def _answers(candidates: Sequence[str]) -> list[str]:
     """How the agent ends a run, by the size of the candidates."""
     lines = ["# An answer that does not say what the query or the pages returned is replaced by it."]
     if not all(map(_is_small, candidates)):
-        return [*lines, "agent: {grounded: true, drafts: 3}"]
+        return [*lines, "agent: {grounded: true, drafts: 3, seconds: 300}"]
     lines.append("# The model is small: rows are listed as they are, which is right and takes half the time.")
     lines.append("# Of several drafts of a query the one is kept whose result most of them share.")
-    return [*lines, "agent: {grounded: true, closing: rows, drafts: 3}"]
+    return [*lines, "agent: {grounded: true, closing: rows, drafts: 3, seconds: 300}"]
 
 
 def _is_small(candidate: str) -> bool:

@@ -35,12 +35,12 @@ CANDIDATE = "smollm2-135m-instruct"
 ROW_LIMIT = 50
 SMALL = 10**9
 """Parameters of a catalogue's model, or bytes of a file, below which a model is small."""
-MINUTES = 7
+MINUTES = 10
 """Of fine-tuning, for a model of 135 million weights."""
 LAYER_FLOPS, OVERHEAD_SECONDS = 0.54e9, 1.4e-3
 """Of a trained token of that model: products in its layers and head, and all the rest (measured on two cores)."""
-ROW_TOKENS = 70
-"""Of a training question, beside the prompt."""
+ROW_TOKENS = 100
+"""Of a training question beside the prompt, with its share of refusals, replayed texts and padding (measured)."""
 LEAST_QUESTIONS, MOST_QUESTIONS = 500, 4000
 ROOM_TOKENS = 640
 """Tokens of a training row beside the system text: a question, a call, its result and an answer."""

@@ -1,10 +1,11 @@
 """The adapter that ships for a small model: trained on questions over many invented databases, so that a business's own
 fine-tuning starts from a model that copies names from its prompt instead of one that has never seen a table.
 
-    python -m bench.warm_start --out FOLDER [--databases N] [--rows N] [--seconds S]
+    python -m bench.warm_start --out FOLDER [--databases N] [--rows N] [--asked N] [--rate R] [--language en|zh]
 
-Every database is built from riverrun/data/domains in a naming style of its own; questions and SQL come from the same
-synthesis that `riverrun init` uses. No database of a test is among them.
+Every database is built from riverrun/data/domains in a naming style of its own. Half of its questions are those that
+were written for its domain (domains/asked), the others come from the same synthesis that `riverrun init` uses. No
+database of a test is among them.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import sqlite3
 import tempfile
+from contextlib import closing
 from pathlib import Path
 
 from riverrun.base.progress import Progress
@@ -22,9 +25,10 @@ from riverrun.chain.assistant import make_assistant
 from riverrun.chain.drafting import system_lines
 from riverrun.chain.spec import AppSpec
 from riverrun.data.conversations import build_conversations
+from riverrun.data.domain_questions import domain_questions, load_asked
 from riverrun.data.domains import build_domain, load_domains
 from riverrun.data.replay import replay_texts
-from riverrun.data.schema import read_schema
+from riverrun.data.schema import make_joiner, read_schema
 from riverrun.data.shown import choose_shown
 from riverrun.data.synthesis import SynthesisConfig, synthesise, talk_questions
 
@@ -32,10 +36,12 @@ LANGUAGES = ("en", "zh")
 PAGES = [Document("opening-hours", "Opening hours\nWe are open from nine to five on working days.")]
 
 
-def rows_of(name: str, language: str, domain: object, folder: Path, *, rows: int, seed: int) -> list[dict[str, object]]:
-    """Training rows over one database of the domain."""
+def rows_of(
+    name: str, language: str, domain: object, folder: Path, *, rows: int, most: int, seed: int
+) -> list[dict[str, object]]:
+    """Training rows over one database of the domain: `rows` made from its schema, at most `most` written ones."""
     database = folder / f"{name}-{seed}.sqlite"
-    build_domain(domain, database, seed=seed)  # type: ignore[arg-type]
+    spelled = build_domain(domain, database, seed=seed)  # type: ignore[arg-type]
     schema = read_schema(database)
     shown = choose_shown(schema)
     schema = schema.narrowed(shown.tables)
@@ -60,6 +66,10 @@ def rows_of(name: str, language: str, domain: object, folder: Path, *, rows: int
     config = SynthesisConfig(train=rows, dev=0, sealed=0, held_out=0)
     made = synthesise(database, schema, config, language=language, seed=seed, row_limit=50, joins=False)
     questions = made.questions["train"]
+    with closing(sqlite3.connect(database)) as connection:
+        asked = domain_questions(load_asked(language).get(name, ()), spelled, connection, make_joiner(schema),
+                                 language=language, seed=seed)  # fmt: skip
+    questions += asked[:most]
     questions += talk_questions(language, "train", max(1, rows // 40), name=label, topics=topics, seed=seed)
     found = build_conversations(
         questions, system=assistant.system, tools=assistant.specs, run_tool=assistant.execute,
@@ -73,16 +83,20 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--databases", type=int, default=70)
     parser.add_argument("--rows", type=int, default=50, help="questions of each database")
+    parser.add_argument("--asked", type=int, default=50, help="written questions of each database, at most")
+    parser.add_argument("--language", choices=LANGUAGES, help="domains of this language alone")
     parser.add_argument("--only-rows", action="store_true", help="write train.jsonl and stop")
     parser.add_argument("--rate", type=float, default=2e-3)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    domains = [(name, language, domain) for language in LANGUAGES for name, domain in load_domains(language).items()]
+    languages = [options.language] if options.language else LANGUAGES
+    domains = [(name, language, domain) for language in languages for name, domain in load_domains(language).items()]
     lines: list[dict[str, object]] = []
     with tempfile.TemporaryDirectory() as folder:
         for number in range(options.databases):
             name, language, domain = domains[number % len(domains)]
-            lines += rows_of(name, language, domain, Path(folder), rows=options.rows, seed=1000 + number)
+            lines += rows_of(name, language, domain, Path(folder), rows=options.rows, most=options.asked,
+                             seed=1000 + number)  # fmt: skip
     lines += [{"id": f"replay-{name}", "text": text} for name, text in replay_texts(24, characters=1500, seed=7)]
     train = options.out / "train.jsonl"
     train.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")

@@ -227,6 +227,8 @@ class EvaluateSpec(Config):
     """Two-digit additions asked."""
     choices: int = Field(default=0, ge=0)
     """Multiple-choice questions asked; 0 means all of the sealed ones."""
+    base_questions: int = Field(default=0, ge=0)
+    """Sealed tool tasks that the untrained model is asked, of all kinds; 0 means all. The gain is over these."""
 
 
 class QuantizeSpec(Config):

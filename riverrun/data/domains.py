@@ -9,6 +9,7 @@ import random
 import sqlite3
 from collections.abc import Mapping, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,21 @@ from riverrun.data.domain_format import LISTS, Domain, DomainTable, load_domains
 from riverrun.data.domain_values import NameStyle, ValueMaker, uneven
 from riverrun.data.names import same_thing
 
-__all__ = ["Domain", "build_domain", "load_domains"]
+__all__ = ["Domain", "Spelled", "build_domain", "load_domains"]
 
 _NAMING = ("first_name", "last_name", "full_name", "names", "unique", "code", "link")
 """Columns that are never left out: what rows are called by, and links."""
 
 
-def build_domain(domain: Domain, path: Path, *, seed: int) -> None:
+@dataclass(frozen=True)
+class Spelled:
+    """How a database spells its domain's nouns: table -> name, and table -> column -> name, the key under ""."""
+
+    tables: Mapping[str, str]
+    columns: Mapping[str, Mapping[str, str]]
+
+
+def build_domain(domain: Domain, path: Path, *, seed: int) -> Spelled:
     """Write the domain's SQLite file in the style and with the rows that the seed draws; a file there is replaced."""
     style, rng = NameStyle(random.Random(f"{domain.name}/{seed}/style")), random.Random(f"{domain.name}/{seed}/rows")
     maker = ValueMaker(domain.language, rng)
@@ -49,6 +58,8 @@ def build_domain(domain: Domain, path: Path, *, seed: int) -> None:
                 f"INSERT INTO {name} VALUES ({marks})", [[row[noun] for noun in order] for row in rows]
             )
         connection.commit()
+    columns = {table.name: {noun: name for noun, name in style.columns(table).items()} for table in kept}
+    return Spelled({table.name: style.table(table.name) for table in kept}, columns)
 
 
 def _kept(domain: Domain, rng: random.Random) -> list[DomainTable]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from riverrun.base.config import load_yaml
 from riverrun.base.sql import quote_name
+from riverrun.base.words import STOP_WORDS
 
 __all__ = [
     "concept_of",
@@ -267,7 +268,7 @@ def other_words(tables: Sequence[tuple[str, Sequence[str]]]) -> dict[str, list[s
             words = set(lexicon()["concepts"].get(concept_of(column), ()))
             words |= set(split_name(column))  # an abbreviation is said in full
             words |= {word for group in lexicon()["columns_alike"] if _matches(said, group) for word in group}
-            words -= {"date", "time", "name", *lexicon()["identifiers"]}
+            words -= {"date", "time", "name", "count", *lexicon()["identifiers"], *STOP_WORDS}
             for word in sorted(word for word in words if " " not in word):
                 found.setdefault(str(word), []).append(f"{quote_name(table)}.{quote_name(column)}")
     return {word: names for word, names in found.items() if len(names) <= 3}

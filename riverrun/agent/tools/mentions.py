@@ -121,8 +121,8 @@ class Mentions:
         synonyms: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         self.path, self.columns, self.pairs = Path(path), columns, tuple(pairs)
-        self.nouns = frozenset(stem(word) for noun in nouns for word in _tokens(noun))
         self.synonyms = {stem(word): tuple(names) for word, names in (synonyms or {}).items()}
+        self.nouns = frozenset(stem(word) for noun in nouns for word in _tokens(noun)) | self.synonyms.keys()
         written = " ".join(name for names in self.synonyms.values() for name in names)
         self.written = {stem(word) for word in _tokens(re.sub(r"(?<=[a-z])(?=[A-Z])", " ", written).replace("_", " "))}
         self.units = [(unit, table, column) for table, column in numbers if (unit := _unit_of(column))]
@@ -307,8 +307,8 @@ class _Look:
             ):
                 return self._take(at, 1, places[:SHOWN])
         holders = self.index.holding.get(token, ())
-        if not holders or not (self._named(at) or (self.lower and len(token) > 5)):
-            return []
+        if not holders or not ((at > 0 and self._named(at)) or (self.lower and len(token) > 5)):
+            return []  # a capital letter at the beginning says nothing
         if len(holders) <= 2:
             return self._take(at, 1, [whole[holder][0] for holder in holders])
         columns = sorted({place[0][:2] for holder in holders for place in whole[holder] if len(place) == 1})

@@ -27,6 +27,7 @@ from riverrun.chain.measure import (
     measure_tools,
     rate_names,
     sealed_questions,
+    spread,
     tool_scores,
     watched,
 )
@@ -110,7 +111,8 @@ class Evaluate:
                 _same_as_base(folder)
                 continue
             with open_base(ctx, name=name) if name == "base" else _open_tuned(ctx) as model:
-                _measure(ctx, model, name, assistant, folder, progress)
+                few = ctx.spec.evaluate.base_questions if name == "base" and not untrained else 0
+                _measure(ctx, model, name, assistant, folder, progress, few)
         result = _compare(folder)
         result.scores |= scores | _optimism(ctx, folder)
         return result
@@ -144,14 +146,15 @@ def _same_as_base(folder: Path) -> None:
 
 
 def _measure(
-    ctx: Context, model: LanguageModel, name: str, assistant: Assistant, folder: Path, progress: Progress
+    ctx: Context, model: LanguageModel, name: str, assistant: Assistant, folder: Path, progress: Progress, few: int
 ) -> None:
-    """All measurements of one model; NAME.json is written when the last stands.
+    """All measurements of one model; NAME.json is written when the last stands. few: tool tasks, 0 for all of them.
 
     An endpoint gives no log-probabilities and its weights are not touched: no multiple choice, no retention.
     """
     data, spec = ctx.folder("data"), ctx.spec.evaluate
     questions = sealed_questions(ctx)
+    questions = spread(questions, few) if few else questions
     records = measure_tools(ctx, model, assistant, folder / f"records_{name}.jsonl", questions, progress)
     scores = tool_scores(f"scores.tool.{name}", records)
 
@@ -254,7 +257,9 @@ def _compare(folder: Path) -> StageResult:
     scores: dict[str, Any] = {}
     for name in MODELS:
         scores |= read_json(folder / f"{name}.json")
-    tools = tooltasks.compare(*_records(folder, "records", Record.from_dict)).as_dict()
+    asked, tuned_records = _records(folder, "records", Record.from_dict)
+    both = {record.id for record in asked}  # the base model may have been asked fewer
+    tools = tooltasks.compare(asked, [record for record in tuned_records if record.id in both]).as_dict()
     comparison: dict[str, Any] = {"tool": tools}
     scores |= difference_names("scores.tool.gain", tools)
     gates = [Gate("success", scores["scores.tool.tuned.success"], True, SUCCESS_ADVICE)]

@@ -52,7 +52,7 @@ class Finetune:
             taken |= ctx.upstream("data", "questions_dev.jsonl", "shop.sqlite", "kept.jsonl") | files_of(ctx)
             taken["code of rounds"] = source_digest(ROUNDS_CODE)
         if (start := start_adapter(ctx)) is not None:
-            taken["finetune/start"] = digest_tree(start)
+            taken["start adapter"] = digest_tree(start)
         return model_digest(ctx) | ctx.upstream("data", "train.jsonl") | taken
 
     def config(self, ctx: Context) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from riverrun.base.artifacts import write_json
+from riverrun.base.artifacts import digest_tree, write_json
 from riverrun.base.progress import Progress
 from riverrun.chain.assistant import Assistant
 from riverrun.chain.candidates import base_endpoint, base_model
@@ -27,11 +27,12 @@ from riverrun.chain.measure import (
     tool_scores,
 )
 from riverrun.chain.spec import TargetsSpec
-from riverrun.chain.stage import Context, Gate, StageResult, read_jsonl
+from riverrun.chain.stage import Context, Gate, StageResult, read_json, read_jsonl
 from riverrun.chain.stages.finetune import tuned_model
 from riverrun.chain.targets import beside_bytes, serving_memory
 from riverrun.evaluate import tooltasks
 from riverrun.evaluate.tooltasks import Record, ToolQuestion
+from riverrun.models.load import BUNDLE
 
 __all__ = ["ENDPOINT", "VARIANTS", "FormScore", "Quantize", "choose_form"]
 
@@ -83,6 +84,9 @@ class Quantize:
         tuned = [Record.from_dict(row) for row in read_jsonl(ctx.folder("evaluate") / "records_tuned.jsonl")]
         scores: dict[str, Any] = {}
         for variant in present:
+            if not open_choice and _is_the_tuned(ctx, folder / variant):
+                progress.say(f"  {variant}: the files that evaluate has scored; they are not asked again")
+                shutil.copyfile(ctx.folder("evaluate") / "records_tuned.jsonl", folder / f"records_{variant}.jsonl")
             records = _measure(ctx, folder, variant, assistant, asked, progress)
             prefix = f"quantize.{variant}"
             scores |= tool_scores(prefix, records["records"])
@@ -113,6 +117,16 @@ class Quantize:
             shutil.rmtree(folder / variant, ignore_errors=True)
         model, adapter = tuned_model(ctx)
         return ctx.parts.load("quantize")(model, adapter, folder, group_size=ctx.spec.quantize.group_size)
+
+
+def _is_the_tuned(ctx: Context, form: Path) -> bool:
+    """Whether a form is a four-bit base and an adapter, byte for byte those that were evaluated: its answers are, too."""
+    if not (form / BUNDLE).is_file():
+        return False
+    bundle = read_json(form / BUNDLE)
+    model, adapter = tuned_model(ctx)
+    own = (form / bundle["base"], form / bundle["adapter"])
+    return adapter is not None and [digest_tree(path) for path in own] == [digest_tree(model), digest_tree(adapter)]
 
 
 def _present(folder: Path) -> list[str]:

@@ -85,6 +85,7 @@ def main() -> int:
     parser.add_argument("--rows", type=int, default=50, help="questions of each database")
     parser.add_argument("--asked", type=int, default=50, help="written questions of each database, at most")
     parser.add_argument("--language", choices=LANGUAGES, help="domains of this language alone")
+    parser.add_argument("--start", type=Path, help="an adapter to go on from")
     parser.add_argument("--only-rows", action="store_true", help="write train.jsonl and stop")
     parser.add_argument("--rate", type=float, default=2e-3)
     options = parser.parse_args()
@@ -112,7 +113,8 @@ def main() -> int:
     model = Path(Store().fetch(get_card("smollm2-135m-instruct"), progress))
     settings = FinetuneConfig(learning_rate=options.rate, epochs=1, micro_tokens=1024, global_tokens=1024, seed=7,
                               save_every=50)  # fmt: skip
-    done = finetune(model, train, options.out, settings, work=options.out / "work", progress=progress)
+    done = finetune(model, train, options.out, settings, work=options.out / "work", progress=progress,
+                    adapter=options.start)  # fmt: skip
     print(f"{done.steps} steps, loss {done.losses[0]:.3f} -> {done.losses[-1]:.3f}, {done.seconds:.0f} s")
     return 0
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import random
 import re
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from functools import cache
@@ -70,36 +70,44 @@ def domain_questions(
     seed: int, row_limit: int = 50, left_out: list[tuple[str, str]] | None = None,
 ) -> list[Question]:  # fmt: skip
     """One question of each that the database can answer, in a drawn order; `left_out` takes the others and why."""
-    out = []
+    out, read = [], _Rows(spelled, connection)
     for number, item in enumerate(asked):
         rng = random.Random(f"{seed}/{item.q}")
-        why = ""
         try:
-            out += _question(item, number, spelled, connection, joiner, language, rng, row_limit)
+            text, sql, rows = _drawn(item, spelled, read, joiner, language, rng, row_limit)
+            name = f"asked/{number}"
+            out.append(Question(f"asked-{number}", text, name, "asked", "train", sql, None, rows, ""))
         except (_Missing, sqlite3.Error) as error:
-            why = str(error)
-        if left_out is not None and why:
-            left_out.append((item.q, why))
+            if left_out is not None:
+                left_out.append((item.q, str(error)))
     random.Random(seed).shuffle(out)
     return out
 
 
-def _question(
-    item: _Asked, number: int, spelled: Spelled, connection: sqlite3.Connection, joiner: Joiner, language: str,
-    rng: random.Random, row_limit: int,
-) -> Iterator[Question]:  # fmt: skip
-    why = "no value fits"
-    for _ in range(TRIES if _VALUE.search(item.sql) else 1):
-        said, meant = _Values(spelled, connection, language, rng).of(item.q, item.sql)
-        sql = spell(meant, spelled)
-        rows = connection.execute(joiner.complete(sql)).fetchmany(row_limit)
+def _drawn(
+    item: _Asked, spelled: Spelled, read: _Rows, joiner: Joiner, language: str, rng: random.Random, row_limit: int
+) -> tuple[str, str, list[list[Any]]]:
+    """Text, SQL and rows of the first draw that brings something."""
+    marks = list(dict.fromkeys(match[0] for match in _VALUE.finditer(item.sql)))
+    held = item.sql
+    for place, mark in enumerate(marks):  # joins are completed once, around stand-ins for the values
+        held = held.replace(mark, f"'\u00a7{place}'")
+    held = spell(held, spelled)
+    whole = joiner.complete(held)
+    for _ in range(TRIES if marks else 1):
+        values = _Values(read, language, rng).of(marks)
+        rows = [list(row) for row in read.connection.execute(_filled(whole, values)).fetchmany(row_limit)]
         if rows and any(value not in (None, 0) for row in rows for value in row):
-            text = said.lower() if language == "en" and rng.random() < 0.15 else said
-            yield Question(f"asked-{number}", text, f"asked/{number}", "asked", "train", sql, None,
-                           [list(row) for row in rows], "")  # fmt: skip
-            return
-        why = f"no rows: {sql}"
-    raise _Missing(why)
+            said = item.q
+            for mark, (text, _) in zip(marks, values, strict=True):
+                said = said.replace(mark, text)
+            lower = language == "en" and rng.random() < 0.15
+            return said.lower() if lower else said, _filled(held, values), rows
+    raise _Missing(f"no rows: {whole}")
+
+
+def _filled(sql: str, values: Sequence[tuple[str, str]]) -> str:
+    return re.sub("'\u00a7(\\d+)'", lambda match: values[int(match[1])][1], sql)
 
 
 def spell(sql: str, spelled: Spelled) -> str:
@@ -147,48 +155,57 @@ def _marks(sql: str) -> list[tuple[int, int, str, str | None, str]]:
     return [(m.start(), m.end(), m[1], m[2], homes.get(scope, "")) for m, scope in zip(names, where, strict=True)]
 
 
-class _Values:
-    """One draw: a row of each table that a question names values of."""
+class _Rows:
+    """The rows of the database's tables, each read once."""
 
-    def __init__(
-        self, spelled: Spelled, connection: sqlite3.Connection, language: str, rng: random.Random
-    ) -> None:
-        self.spelled, self.connection, self.language, self.rng = spelled, connection, language, rng
-        self.rows: dict[tuple[str, str], sqlite3.Row] = {}
-        self.said: dict[str, str] = {}
+    def __init__(self, spelled: Spelled, connection: sqlite3.Connection) -> None:
+        self.spelled, self.connection = spelled, connection
+        self.tables: dict[str, list[sqlite3.Row]] = {}
 
-    def of(self, text: str, sql: str) -> tuple[str, str]:
-        """The text with the values as people write them, the SQL with them as literals."""
-        meant = _VALUE.sub(lambda match: self._literal(*match.groups()), sql)
-        said = _VALUE.sub(lambda match: self.said[match[0]], text)
-        return said, meant
-
-    def _row(self, table: str, number: str) -> sqlite3.Row:
-        if (table, number) not in self.rows:
-            name = self.spelled.tables.get(table)
-            if name is None:
+    def of(self, table: str) -> list[sqlite3.Row]:
+        if table not in self.tables:
+            if table not in self.spelled.tables:
                 raise _Missing(f"no table {table}")
             cursor = self.connection.cursor()
             cursor.row_factory = sqlite3.Row
-            rows = cursor.execute(f"SELECT * FROM {quote_name(name)}").fetchall()
-            self.rows[table, number] = self.rng.choice(rows)
-        return self.rows[table, number]
+            name = quote_name(self.spelled.tables[table])
+            self.tables[table] = cursor.execute(f"SELECT * FROM {name}").fetchall()
+        return self.tables[table]
 
-    def _literal(self, table: str, column: str, number: str | None, form: str | None) -> str:
+    def column(self, table: str, column: str) -> str:
         own = self.spelled.columns.get(table, {}).get(column)
         if own is None:
             raise _Missing(f"no column {table}.{column}")
-        value = self._row(table, number or "")[own]
-        mark = "{" + f"{table}.{column}{number or ''}" + (f":{form}" if form else "") + "}"
+        return own
+
+
+class _Values:
+    """One draw: a row of each table that a question names values of."""
+
+    def __init__(self, read: _Rows, language: str, rng: random.Random) -> None:
+        self.read, self.language, self.rng = read, language, rng
+        self.rows: dict[tuple[str, str], sqlite3.Row] = {}
+
+    def of(self, marks: Sequence[str]) -> list[tuple[str, str]]:
+        """Each mark's value as people write it, and as a literal of SQL."""
+        found = []
+        for mark in marks:
+            match = _VALUE.fullmatch(mark)
+            assert match is not None
+            found.append(self._written(self._value(match[1], match[2], match[3] or ""), match[4]))
+        return found
+
+    def _value(self, table: str, column: str, number: str) -> Any:
+        own = self.read.column(table, column)
+        rows = self.read.of(table)
+        if (table, number) not in self.rows:
+            self.rows[table, number] = self.rng.choice(rows)
+        value = self.rows[table, number][own]
         if value is None:
-            name = quote_name(self.spelled.tables[table])
-            query = f"SELECT {quote_name(own)} FROM {name} WHERE {quote_name(own)} IS NOT NULL"
-            value = self.rng.choice([row[0] for row in self.connection.execute(query)] or [None])
+            value = self.rng.choice([row[own] for row in rows if row[own] is not None] or [None])
         if value is None:
             raise _Missing(f"{table}.{column} is empty")
-        said, literal = self._written(value, form)
-        self.said[mark] = said
-        return literal
+        return value
 
     def _written(self, value: Any, form: str | None) -> tuple[str, str]:
         if form == "word":

@@ -4,9 +4,10 @@
 from the keys. A small model that leaves the joins out has less to learn and less to get wrong. FROM names the rows that
 are spoken of: tables that are reached from child to parent are joined; conditions on tables that would multiply the
 rows (parent to child) become EXISTS, unless their columns are also selected, grouped or sorted by. An EXISTS that says
-nothing about the query around it is tied to it by the keys. A query that needs nothing of this, or cannot be parsed
-(sqlglot, https://github.com/tobymao/sqlglot), comes back as it was. The idea of SQL without joins for question
-answering: NatSQL (arXiv 2109.05153).
+nothing about the query around it is tied to it by the keys. Names that the database has not got are first read as the
+nearest ones (`identifiers`). A query that needs nothing of this, or cannot be parsed (sqlglot,
+https://github.com/tobymao/sqlglot), comes back as it was. The idea of SQL without joins for question answering: NatSQL
+(arXiv 2109.05153).
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from itertools import count
 from typing import TYPE_CHECKING
 
 from riverrun.base.optional import require
-from riverrun.base.sql import quote_name
+from riverrun.wire.identifiers import identifier as _identifier
+from riverrun.wire.identifiers import mend
 
 if TYPE_CHECKING:
     from sqlglot import exp
@@ -65,6 +67,8 @@ class Joiner:
             self.steps[child].append(_Step(child, parent, pairs, False))
             back = tuple((other, own) for own, other in pairs)
             self.steps[parent].append(_Step(parent, child, back, True))
+        self.tables = {name: tuple(columns) for name, columns in tables.items()}
+        self.keys = {key.parent.lower(): key.parent_columns for key in reversed(keys)}
         require("sqlglot", extra="agent")
         self.complete = lru_cache(maxsize=4096)(self._complete)
 
@@ -75,9 +79,10 @@ class Joiner:
             tree = sqlglot.parse_one(sql, read="sqlite")
             if not isinstance(tree, sqlglot.exp.Query):
                 return sql
+            mended = mend(tree, self.tables, self.keys)
             selects = list(tree.find_all(sqlglot.exp.Select))
             # a list first: every select is completed, the innermost first
-            changed = [_Scope(self, select).complete() for select in reversed(selects)]
+            changed = [mended, *(_Scope(self, select).complete() for select in reversed(selects))]
             return str(tree.sql("sqlite")) if any(changed) else sql
         except (sqlglot.errors.SqlglotError, RecursionError):
             return sql
@@ -319,12 +324,6 @@ class _Scope:
             else:
                 out.append(item)
         self.select.set("expressions", out)
-
-
-def _identifier(name: str) -> exp.Identifier:
-    from sqlglot import exp
-
-    return exp.Identifier(this=name, quoted=quote_name(name) != name)
 
 
 def _equal(table: str, column: str, other_table: str, other: str) -> exp.Expr:

@@ -266,7 +266,7 @@ class Speech:
         date = item.by if item.form in DATED else None
         if not self.plain_date(date, item.table):
             general = _saying_what(general, by)
-        return self._pick(special, general, by, rng)
+        return self._pick(special, general, by, rng, 0.85 if item.form in ("open", "happened") else CONCEPT_SHARE)
 
     def _about(self, item: Composition) -> str:
         if item.form == "own":
@@ -313,11 +313,16 @@ class Speech:
         return special or on, self.words["ops"][key][split]
 
     def _pick(
-        self, special: Sequence[str], general: Sequence[str], marks: Mapping[str, str], rng: random.Random
+        self,
+        special: Sequence[str],
+        general: Sequence[str],
+        marks: Mapping[str, str],
+        rng: random.Random,
+        share: float = CONCEPT_SHARE,
     ) -> str:
         """A sentence all of whose marks have a value, filled."""
         fitting = [text for text in special if set(_MARK.findall(text)) <= set(marks)]
-        if not fitting or rng.random() >= CONCEPT_SHARE:
+        if not fitting or rng.random() >= share:
             fitting = [text for text in general if set(_MARK.findall(text)) <= set(marks)] or fitting
         chosen = str(rng.choice(fitting))
         return _MARK.sub(lambda match: marks[match.group(1)], chosen)

@@ -256,7 +256,13 @@ class RowSets:
             if 0.03 * column.rows < column.nulls < 0.97 * column.rows and column.name not in table.label:
                 where = (f"{column.sql} IS NULL",)
                 weight = 0.7 * self.weight(column)
-                yield replace(base, form="missing", kind="negation", where=where, by=column, weight=weight)
+                dated = column.kind == "date" and concept_of(column.name) != "born"
+                less = 0.4 if dated else 1.0
+                yield replace(base, form="missing", kind="negation", where=where, by=column, weight=less * weight)
+                if dated:  # not paid yet, still with us; paid, gone
+                    yield replace(base, form="open", kind="negation", where=where, by=column, weight=1.5 * weight)
+                    where = (f"{column.sql} IS NOT NULL",)
+                    yield replace(base, form="happened", kind="filter", where=where, by=column, weight=weight)
 
     def _with_other(self, shape: RowSet, column: Column, slot: Slot) -> Iterator[RowSet]:
         """A value and another column's value or flag."""

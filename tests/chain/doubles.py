@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import re
 import signal
 import zlib
@@ -159,4 +160,14 @@ def quantize(model: Path, adapter: Path | None, out: Path, *, group_size: int) -
     write_text(out / "q4-base-adapter" / "weights.txt", f"{adapter and adapter.name} beside {model.name}")
     hold("quantize")
     write_text(out / "q4-merged" / "weights.txt", f"groups of {group_size}")
+    return {"group_size": group_size}
+
+
+def bundle(model: Path, adapter: Path, out: Path, *, group_size: int) -> dict[str, Any]:
+    """A form made of the very files that were evaluated."""
+    form = out / "q4-base-adapter"
+    form.mkdir(parents=True)
+    shutil.copytree(model, form / "base")
+    shutil.copytree(adapter, form / "adapter")
+    write_text(form / "bundle.json", '{"base": "base", "adapter": "adapter"}')
     return {"group_size": group_size}

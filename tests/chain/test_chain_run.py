@@ -7,6 +7,7 @@ import io
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,39 @@ def test_bars_of_gates_cost_no_new_work(recipe: Path, copied: Path) -> None:
     assert skipped(lowered) == ["select", "data", "finetune", "evaluate"], (
         "the plan knows the bar, its choice is the same"
     )
+
+
+def test_the_untrained_model_may_be_asked_a_part(finished: Path, recipe: Path, copied: Path) -> None:
+    whole = read_json(finished / "summary.json")["scores"]["tool"]
+    part = again(recipe, copied, "evaluate.base_questions=6", until="evaluate")["scores"]["tool"]
+    assert (part["base"]["n"], part["tuned"]["n"]) == (6, whole["tuned"]["n"])
+    base = [row["success"] for row in read_jsonl(copied / "evaluate" / "records_base.jsonl")]
+    assert part["gain"]["difference"] == pytest.approx(1 - sum(base) / 6), "over the questions that both were asked"
+    untrained = again(recipe, copied, "evaluate.base_questions=6", "finetune.method=none", *LOW, until="evaluate")
+    assert untrained["scores"]["tool"]["tuned"]["n"] == whole["tuned"]["n"], "what is served is asked everything"
+
+
+LOW = ("gates.success=0.1", "gates.choice_perf=null")
+
+
+def test_a_form_with_the_files_that_were_scored_is_not_asked_again(recipe: Path, copied: Path) -> None:
+    parts = replace(PARTS, quantize="tests.chain.doubles:bundle")
+    overrides = ["quantize.prefer=q4-base-adapter"]
+    summary = run_app(recipe, overrides, out=copied, progress=QUIET, parts=parts, isolate=False, until="quantize")
+    records = (copied / "quantize" / "records_q4-base-adapter.jsonl").read_bytes()
+    assert records == (copied / "evaluate" / "records_tuned.jsonl").read_bytes()
+    assert summary["drop"]["difference"] == 0.0
+
+
+def test_a_run_that_goes_on_from_an_adapter_ends_with_its_report(recipe: Path, copied: Path) -> None:
+    start = recipe / "start"
+    start.mkdir(exist_ok=True)
+    (start / "adapter_config.json").write_text('{"seen": 7}')
+    summary = again(recipe, copied, "finetune.start=start")
+    assert "start adapter" in read_json(copied / "finetune" / "lineage.json")["inputs"]
+    assert "report" in summary["stages"] and (copied / "report" / "index.html").is_file()
+    assert read_json(copied / "finetune" / "adapter" / "adapter_config.json")["went_on"]
+    shutil.rmtree(start)
 
 
 def test_from_forces_and_until_stops(recipe: Path, copied: Path) -> None:

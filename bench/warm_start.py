@@ -78,6 +78,21 @@ def rows_of(
     return [row.to_openai() | {"id": f"{label}-{seed}-{row.id}"} for row in found]
 
 
+def ship(adapter: Path, out: Path) -> None:
+    """The adapter as it ships: bfloat16, half the size."""
+    import shutil
+
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    out.mkdir(parents=True, exist_ok=True)
+    tensors = {
+        name: tensor.to(torch.bfloat16) for name, tensor in load_file(adapter / "adapter_model.safetensors").items()
+    }
+    save_file(tensors, out / "adapter_model.safetensors", metadata={"format": "pt"})
+    shutil.copyfile(adapter / "adapter_config.json", out / "adapter_config.json")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
@@ -115,6 +130,7 @@ def main() -> int:
                               save_every=50)  # fmt: skip
     done = finetune(model, train, options.out, settings, work=options.out / "work", progress=progress,
                     adapter=options.start)  # fmt: skip
+    ship(options.out / "adapter", options.out / "shipped")
     print(f"{done.steps} steps, loss {done.losses[0]:.3f} -> {done.losses[-1]:.3f}, {done.seconds:.0f} s")
     return 0
 

@@ -60,7 +60,9 @@ def load_asked(language: str) -> Mapping[str, tuple[_Asked, ...]]:
                 if not isinstance(item, dict) or set(item) != {"q", "sql"}:
                     raise InputError(f"{path.name}, {name}: a question is a mapping of q and sql, got {item!r:.80}")
                 if missing := set(_VALUE.findall(item["q"])) ^ set(_VALUE.findall(item["sql"])):
-                    raise InputError(f"{path.name}, {name}: {sorted(missing)[0]} stands in one of q and sql: {item['q']}")
+                    raise InputError(
+                        f"{path.name}, {name}: {sorted(missing)[0]} stands in one of q and sql: {item['q']}"
+                    )
             out[name] = (*out.get(name, ()), *(_Asked(item["q"], item["sql"]) for item in items))
     return out
 
@@ -229,5 +231,7 @@ class _Values:
             return f"{day.year}年{day.month}月" + (f"{day.day}日" if length == 10 else "")
         month = _MONTHS[day.month - 1]
         if length == 7:
-            return self.rng.choice([f"{month} {day.year}", f"{month} {day.year}", f"{day:%Y-%m}", f"{month[:3]} {day.year}"])
+            return self.rng.choice(
+                [f"{month} {day.year}", f"{month} {day.year}", f"{day:%Y-%m}", f"{month[:3]} {day.year}"]
+            )
         return self.rng.choice([f"{day.day} {month} {day.year}", f"{month} {day.day}, {day.year}", day.isoformat()])

@@ -58,7 +58,7 @@ def build_domain(domain: Domain, path: Path, *, seed: int) -> Spelled:
                 f"INSERT INTO {name} VALUES ({marks})", [[row[noun] for noun in order] for row in rows]
             )
         connection.commit()
-    columns = {table.name: {noun: name for noun, name in style.columns(table).items()} for table in kept}
+    columns = {table.name: style.columns(table) for table in kept}
     return Spelled({table.name: style.table(table.name) for table in kept}, columns)
 
 

@@ -65,7 +65,11 @@ def mend(tree: exp.Expr, tables: Mapping[str, Sequence[str]], keys: Mapping[str,
     own = {cte.alias_or_name.lower() for cte in tree.find_all(exp.CTE)}
     changed = False
     for table in list(tree.find_all(exp.Table)):
-        if table.name.lower() not in names and table.name.lower() not in own and (near := nearest_name(table.name, tables)):
+        if (
+            table.name.lower() not in names
+            and table.name.lower() not in own
+            and (near := nearest_name(table.name, tables))
+        ):
             if not table.alias:
                 _rename(tree, table.name, near)
             table.set("this", identifier(near))

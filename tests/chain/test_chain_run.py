@@ -163,7 +163,8 @@ def test_a_run_that_goes_on_from_an_adapter_ends_with_its_report(recipe: Path, c
     (start / "adapter_config.json").write_text('{"seen": 7}')
     summary = again(recipe, copied, "finetune.start=start")
     assert "start adapter" in read_json(copied / "finetune" / "lineage.json")["inputs"]
-    assert "report" in summary["stages"] and (copied / "report" / "index.html").is_file()
+    assert "report" in summary["stages"]
+    assert (copied / "report" / "index.html").is_file()
     assert read_json(copied / "finetune" / "adapter" / "adapter_config.json")["went_on"]
     shutil.rmtree(start)
 

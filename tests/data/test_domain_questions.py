@@ -15,23 +15,28 @@ from riverrun.data.domain_questions import domain_questions, load_asked, spell
 from riverrun.data.domains import Spelled, build_domain, load_domains
 from riverrun.data.schema import make_joiner, read_schema
 
+SAMPLE = [(language, name) for language in ("en", "zh") for name in list(load_asked(language))[::6]]
 SPELLED = Spelled({"book": "Books", "loan": "loan", "order line": "Order"},
-                  {"book": {"": "BookID", "title": "Title", "pages": "pages"}, "loan": {"": "id", "loan date": "loanDate"},
-                   "order line": {"": "No", "price": "Unit Price"}})  # fmt: skip
+                  {"book": {"": "BookID", "title": "Title", "pages": "pages"},
+                   "loan": {"": "id", "loan date": "loanDate"}, "order line": {"": "No", "price": "Unit Price"}})  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("sql", "wanted"),
     [
         ("SELECT [book.title] FROM [book]", "SELECT Title FROM Books"),
-        ("SELECT COUNT(*) FROM [loan] WHERE [book.title] = 'a [b] (c'", "SELECT COUNT(*) FROM loan WHERE Books.Title = 'a [b] (c'"),
+        (
+            "SELECT COUNT(*) FROM [loan] WHERE [book.title] = 'a [b] (c'",
+            "SELECT COUNT(*) FROM loan WHERE Books.Title = 'a [b] (c'",
+        ),
         ("SELECT MAX([book.pages]) FROM [book]", "SELECT MAX(pages) FROM Books"),
         (
             "SELECT [book.title] FROM [book] WHERE [book.pages] > (SELECT AVG([book.pages]) FROM [book])",
             "SELECT Title FROM Books WHERE pages > (SELECT AVG(pages) FROM Books)",
         ),
         (
-            "SELECT [book.title] FROM [book] WHERE NOT EXISTS (SELECT * FROM [loan] WHERE [loan.loan date] > [book.pages])",
+            "SELECT [book.title] FROM [book] WHERE NOT EXISTS "
+            "(SELECT * FROM [loan] WHERE [loan.loan date] > [book.pages])",
             "SELECT Title FROM Books WHERE NOT EXISTS (SELECT * FROM loan WHERE loanDate > Books.pages)",
         ),
         (
@@ -64,13 +69,23 @@ def questions_of(name: str, language: str, folder: Path, seed: int) -> list[aske
     return found
 
 
-@pytest.mark.parametrize(("language", "name"), [(language, name) for language in ("en", "zh") for name in load_asked(language)])
-def test_every_question_works_in_some_database(language: str, name: str, tmp_path: Path) -> None:
-    worked = {question.intent for seed in range(3) for question in questions_of(name, language, tmp_path, seed)}
-    written = load_asked(language)[name]
-    assert len({item.q.casefold() for item in written}) == len(written)
-    missing = [item.q for number, item in enumerate(written) if f"asked/{number}" not in worked]
-    assert len(missing) <= len(written) // 8, missing
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_every_file_is_well_formed_and_names_known_domains(language: str) -> None:
+    for name, written in load_asked(language).items():
+        domain = load_domains(language)[name]
+        nouns = {table.name: {"#", *table.columns} for table in domain.tables}
+        assert len({item.q.casefold() for item in written}) == len(written)
+        for item in written:
+            for table, column in re.findall(
+                r"[\[{]([^\[\]{}.#:]+)(?:\.([^\[\]{}:]+?))?(?:#\d)?(?::\w+)?[\]}]", item.sql
+            ):
+                assert column in {"", *nouns[table]}, item.sql
+
+
+@pytest.mark.parametrize(("language", "name"), SAMPLE)
+def test_most_questions_work_in_one_database(language: str, name: str, tmp_path: Path) -> None:
+    """All of them over four builds: `make soak-questions`."""
+    assert len(questions_of(name, language, tmp_path, 0)) >= 0.6 * len(load_asked(language)[name])
 
 
 def test_values_stand_in_text_and_sql_alike(tmp_path: Path) -> None:

@@ -41,7 +41,9 @@ def drawn(logits: NDArray[np.float32], params: SamplingParams, count: int) -> ND
 
 
 @pytest.mark.parametrize("size", [1, 7, 600, 3000])
-@pytest.mark.parametrize("settings", [{}, {"top_k": 5}, {"top_p": 0.7}, {"top_k": 8, "top_p": 0.9}, {"top_k": 900, "top_p": 0.5}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"top_k": 5}, {"top_p": 0.7}, {"top_k": 8, "top_p": 0.9}, {"top_k": 900, "top_p": 0.5}]
+)
 @pytest.mark.parametrize("spread", [0.01, 2.0])  # nearly equal: the first HEAD tokens do not make up top_p
 def test_what_is_drawn_has_the_shares_of_the_definition(size: int, settings: dict[str, float], spread: float) -> None:
     logits = (np.random.default_rng(size).normal(size=size) * spread).astype(np.float32)
@@ -59,7 +61,9 @@ def test_what_is_drawn_has_the_shares_of_the_definition(size: int, settings: dic
     st.floats(0.01, 1),
 )
 @settings(max_examples=200, deadline=None)
-def test_only_what_the_definition_allows_is_drawn(values: list[float], temperature: float, top_k: int, top_p: float) -> None:
+def test_only_what_the_definition_allows_is_drawn(
+    values: list[float], temperature: float, top_k: int, top_p: float
+) -> None:
     logits = np.array(values, dtype=np.float32)
     if not np.isfinite(logits).any():
         logits[0] = 0

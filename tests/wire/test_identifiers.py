@@ -26,7 +26,8 @@ JOINER = Joiner(TABLES, KEYS)
     ("written", "read"),
     [
         ("SELECT COUNT(*) FROM pets WHERE insured = 1", "SELECT COUNT(*) FROM pets WHERE is_insured = 1"),
-        ("SELECT name FROM clinics WHERE parking = 1 AND open_on > '2020'", "SELECT name FROM clinics WHERE has_parking = 1 AND opened_on > '2020'"),
+        ("SELECT name FROM clinics WHERE parking = 1 AND open_on > '2020'", 
+         "SELECT name FROM clinics WHERE has_parking = 1 AND opened_on > '2020'"),
         ("SELECT SUM(amount) FROM invoices", "SELECT SUM(total_amount) FROM invoices"),
         ("SELECT Name FROM Pet", "SELECT Name FROM pets"),
         ("SELECT pet.name FROM pet", "SELECT pets.name FROM pets"),
@@ -35,7 +36,8 @@ JOINER = Joiner(TABLES, KEYS)
             "SELECT owners.last_name, COUNT(*) FROM pets GROUP BY owners.owner_id",
             "SELECT owners.last_name, COUNT(*) FROM pets JOIN owners ON pets.owner_id = owners.id GROUP BY owners.id",
         ),
-        ("SELECT COUNT(*) FROM pets WHERE owner.city = 'Bath'", "SELECT COUNT(*) FROM pets JOIN owners ON pets.owner_id = owners.id WHERE owners.city = 'Bath'"),
+        ("SELECT COUNT(*) FROM pets WHERE owner.city = 'Bath'",
+         "SELECT COUNT(*) FROM pets JOIN owners ON pets.owner_id = owners.id WHERE owners.city = 'Bath'"),
         ("SELECT weigth_kg FROM pets", "SELECT weight_kg FROM pets"),
         # what is known, aliased, ambiguous or far from everything stays
         ("SELECT COUNT(*) AS insured FROM pets ORDER BY insured", None),
@@ -59,10 +61,16 @@ def test_nearest_name_wants_one_best() -> None:
     assert nearest_name("", ["a"]) == ""
 
 
-COLUMN = st.sampled_from([f"{table}.{column}" for table, columns in TABLES.items() for column in columns] + ["name", "id", "city"])
+COLUMN = st.sampled_from(
+    [f"{table}.{column}" for table, columns in TABLES.items() for column in columns] + ["name", "id", "city"]
+)
 
 
-@given(st.lists(COLUMN, min_size=1, max_size=3), st.sampled_from(sorted(TABLES)), st.sampled_from(["id", "name", "insured", "x y", "total"]))
+@given(
+    st.lists(COLUMN, min_size=1, max_size=3),
+    st.sampled_from(sorted(TABLES)),
+    st.sampled_from(["id", "name", "insured", "x y", "total"]),
+)
 @settings(max_examples=150, deadline=None)
 def test_a_query_that_runs_is_never_changed(columns: list[str], table: str, alias: str) -> None:
     """Against SQLite itself: whatever it accepts without joins to be added comes back word for word."""

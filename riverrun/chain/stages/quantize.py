@@ -120,7 +120,7 @@ class Quantize:
 
 
 def _is_the_tuned(ctx: Context, form: Path) -> bool:
-    """Whether a form is a four-bit base and an adapter, byte for byte those that were evaluated: its answers are, too."""
+    """Whether a form is a base and an adapter, byte for byte those that were evaluated: so are its answers, then."""
     if not (form / BUNDLE).is_file():
         return False
     bundle = read_json(form / BUNDLE)

@@ -16,9 +16,12 @@ from riverrun.data.domains import Spelled, build_domain, load_domains
 from riverrun.data.schema import make_joiner, read_schema
 
 SAMPLE = [(language, name) for language in ("en", "zh") for name in list(load_asked(language))[::6]]
-SPELLED = Spelled({"book": "Books", "loan": "loan", "order line": "Order"},
-                  {"book": {"": "BookID", "title": "Title", "pages": "pages"},
-                   "loan": {"": "id", "loan date": "loanDate"}, "order line": {"": "No", "price": "Unit Price"}})  # fmt: skip
+COLUMNS = {
+    "book": {"": "BookID", "title": "Title", "pages": "pages"},
+    "loan": {"": "id", "loan date": "loanDate"},
+    "order line": {"": "No", "price": "Unit Price"},
+}
+SPELLED = Spelled({"book": "Books", "loan": "loan", "order line": "Order"}, COLUMNS)
 
 
 @pytest.mark.parametrize(

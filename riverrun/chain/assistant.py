@@ -19,6 +19,7 @@ from riverrun.agent.tools.mentions import Mentions
 from riverrun.agent.tools.search import SearchTool
 from riverrun.agent.tools.sql import DatabaseTool
 from riverrun.agent.tools.sql_server import ServerTool
+from riverrun.agent.tools.values import mend_values
 from riverrun.base.errors import nearest
 from riverrun.base.protocols import LanguageModel
 from riverrun.base.servers import Server
@@ -89,11 +90,12 @@ def make_assistant(
     known = snapshot if isinstance(database, Server) else database
     schema = read_schema(known) if known is not None and (limits.complete_joins or limits.mentions) else None
     shown = schema.narrowed(limits.show, limits.deny_columns) if schema is not None else None
+    mentions = make_mentions(known, shown) if known is not None and shown is not None and limits.mentions else None
     settings: dict[str, Any] = {
         "deny_columns": limits.deny_columns,
         "show": limits.show,
         "hide": _keys(shown) if shown is not None and limits.complete_joins else {},
-        "rewrite": make_joiner(schema).complete if schema is not None and limits.complete_joins else None,
+        "rewrite": _rewrite(schema, shown, mentions) if schema and shown and limits.complete_joins else None,
         "row_limit": limits.row_limit,
         "seconds": limits.seconds,
     }
@@ -101,8 +103,16 @@ def make_assistant(
     tools: list[Tool] = [shop]
     if documents:
         tools.append(SearchTool(documents, top_k=spec.search.top_k, characters=spec.search.characters))
-    prepare = make_mentions(known, shown).note if known is not None and shown is not None and limits.mentions else None
+    prepare = mentions.note if mentions is not None else None
     return Assistant(system_text(spec.system, shop.schema_text()), {tool.spec.name: tool for tool in tools}, prepare)
+
+
+def _rewrite(schema: Schema, shown: Schema, mentions: Mentions | None) -> Callable[[str], str]:
+    """What is done to a query: joins completed along the keys, which the prompt does not name; values as they are kept."""
+    complete = make_joiner(schema, told=without_keys(shown)).complete
+    if mentions is None:
+        return complete
+    return lambda sql: mend_values(complete(sql), mentions)
 
 
 def _keys(schema: Schema) -> dict[str, list[str]]:

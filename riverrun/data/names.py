@@ -226,6 +226,13 @@ def is_label_name(name: str, table: str) -> float:
     return 1.0 if _matches(words, lists["codes"]) else 0.5
 
 
+def is_person_role(column: str) -> bool:
+    """Whether a column is a key of somebody in a role: `manager_id`, `sales_agent_no`; not `manager` alone, a name."""
+    words = split_name(column)
+    bare = without_identifier(words)
+    return len(bare) < len(words) and (concept_of(column) == "manager" or _matches(" ".join(bare), lexicon()["people"]) > 0)
+
+
 def is_person_table(name: str) -> bool:
     """Whether the rows of a table of this name are people."""
     return _matches(" ".join(_table_words(name)), lexicon()["people"]) > 0

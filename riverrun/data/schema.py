@@ -19,7 +19,17 @@ from typing import Any, Literal
 
 from riverrun.base.errors import InputError
 from riverrun.base.sql import quote_name, read_only_uri
-from riverrun.data.names import concept_of, is_label_name, names_table, plural, same_thing, singular, split_name
+from riverrun.data.names import (
+    concept_of,
+    is_label_name,
+    is_person_role,
+    is_person_table,
+    names_table,
+    plural,
+    same_thing,
+    singular,
+    split_name,
+)
 from riverrun.wire.joins import ForeignKey, Joiner
 
 __all__ = ["Column", "ColumnKind", "Link", "Moment", "Schema", "Table", "make_joiner", "read_only", "read_schema"]
@@ -34,6 +44,7 @@ SECONDS = 5.0
 """Time for one statement of the introspection; a view that takes longer is passed over."""
 _DATE = re.compile(r"[12]\d{3}-(0\d|1[0-2])-([0-2]\d|3[01])([ T]\d\d:\d\d(:\d\d)?.*)?")
 _SLASHED = re.compile(r"(\d\d?)([/.-])(\d\d?)\2[12]\d{3}([ T].*)?")
+_HAN = re.compile(r"[\u3400-\u9fff]")
 _DIGITS = re.compile(r"(19|20|21)\d\d(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])")
 _TIME_WORDS = "at created date day epoch modified on seen time timestamp ts unix updated 日期 时间 时间戳"
 _TIMED = frozenset(_TIME_WORDS.split())
@@ -165,11 +176,21 @@ class Schema:
         return Schema(tuple(tables), links, self.notes)
 
 
-def make_joiner(schema: Schema) -> Joiner:
-    """The joiner over a schema's links; of two links to one parent the one that is named after it comes first."""
+def make_joiner(schema: Schema, told: Mapping[str, Sequence[str]] | None = None) -> Joiner:
+    """The joiner over a schema's links; of two links to one parent the one that is named after it comes first.
+
+    told: table -> the columns that a prompt names. Links that are not among them are shown by the name of what they lead
+    to; without `told` a link stays what it is.
+    """
     links = sorted(schema.links, key=lambda link: not names_table(link.columns[0], link.parent))
     keys = [ForeignKey(link.table, link.columns, link.parent, link.parent_columns) for link in links]
-    return Joiner({table.name: [column.name for column in table.columns] for table in schema.tables}, keys)
+    labels = {}
+    for link in schema.links if told is not None else ():
+        label = schema.by_name[link.parent].label
+        hidden = len(link.columns) == 1 and link.columns[0] not in (told or {}).get(link.table, ())
+        if hidden and label and link.table != link.parent and set(label) <= set((told or {}).get(link.parent, ())):
+            labels[link.table, link.columns[0]] = label
+    return Joiner({table.name: [column.name for column in table.columns] for table in schema.tables}, keys, labels)
 
 
 @contextmanager
@@ -304,17 +325,22 @@ class _Reader:
                     continue
                 if table.key == (column.name,) and column.kind == "integer":
                     continue
-                for parent in tables:
-                    if self._holds_keys(table, column, parent):
-                        links.append(Link(table.name, (column.name,), parent.name, parent.key, False))
-                        break
+                named = [parent for parent in tables if len(parent.key) == 1 and _says(column, parent)]
+                found = next((parent for parent in named if self._holds_keys(table, column, parent)), None)
+                if found is None and is_person_role(column.name):  # `manager_id`, where one table of people fits
+                    people = [parent for parent in tables if is_person_table(parent.name)]
+                    fitting = [parent for parent in people if self._holds_keys(table, column, parent)]
+                    found = fitting[0] if len(fitting) == 1 else None
+                if found is not None:
+                    links.append(Link(table.name, (column.name,), found.name, found.key, False))
         return links
 
     def _holds_keys(self, table: Table, column: Column, parent: Table) -> bool:
+        """Whether every value of a column is a key of another table."""
         if parent.view or parent.name == table.name or len(parent.key) != 1:
             return False
         key = parent.by_name[parent.key[0]]
-        if (key.kind == "text") != (column.kind == "text") or not same_thing(column.name, parent.name, key.name):
+        if (key.kind == "text") != (column.kind == "text"):
             return False
         own, other = quote_name(column.name), quote_name(key.name)
         sql = (
@@ -325,6 +351,16 @@ class _Reader:
             return not self.rows(sql)
         except sqlite3.OperationalError:
             return False
+
+
+def _says(column: Column, parent: Table) -> bool:
+    """Whether a column's name speaks of the parent's key: `customer_id`, `hostStaffId` for a key `staffId`, `店长工号`."""
+    words, key = split_name(column.name), split_name(parent.key[0])
+    if _HAN.search(column.name):  # written without gaps
+        ends = (parent.key[0], parent.name.removesuffix("表"))
+        if any(len(end) > 1 and _HAN.search(end) and column.name.endswith(end) for end in ends):
+            return True
+    return same_thing(column.name, parent.name, parent.key[0]) or (len(key) > 1 and words[-len(key) :] == key)
 
 
 def _spelled(names: Sequence[str], table: Table) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["identifier", "mend", "nearest_name"]
 
-CLOSE = 0.82
+CLOSE = 0.78
 """Least likeness of letters (difflib) for a name that shares no whole word."""
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+|[^\W\d_a-zA-Z]+")
 _KEY = re.compile(r"(?:^|_|[a-z])(id|no|nr|key|number|code|编号)$", re.IGNORECASE)

@@ -53,9 +53,19 @@ class _Step:
 
 
 class Joiner:
-    """tables: name -> columns; keys: the links between them, the preferred ones first."""
+    """tables: name -> columns; keys: the links between them, the preferred ones first.
 
-    def __init__(self, tables: Mapping[str, Sequence[str]], keys: Sequence[ForeignKey]) -> None:
+    labels: (table, link column) -> the columns that name what it leads to. Whoever selects such a link is shown the name:
+    for columns that a prompt does not tell of, so that nobody can have asked for the key itself.
+    """
+
+    def __init__(
+        self,
+        tables: Mapping[str, Sequence[str]],
+        keys: Sequence[ForeignKey],
+        labels: Mapping[tuple[str, str], Sequence[str]] | None = None,
+    ) -> None:
+        self.labels = {(t.lower(), c.lower()): tuple(names) for (t, c), names in (labels or {}).items()}
         self.names = {name.lower(): name for name in tables}
         self.columns = {name.lower(): {column.lower() for column in columns} for name, columns in tables.items()}
         self.steps: dict[str, list[_Step]] = {name: [] for name in self.names}
@@ -137,6 +147,7 @@ class _Scope:
 
         if not any(self.sources.values()):
             return False
+        named = self.joiner.labels and self.select.parent is None and self._name_links()
         outside, conjuncts = self._parts()
         bound: list[tuple[exp.Column, str]] = []
         needed = [t for part in outside for t in self._needed(part, bound)]
@@ -160,7 +171,36 @@ class _Scope:
             kept.append(tied)
         if moved or tied is not None:
             self.select.set("where", exp.Where(this=exp.and_(*kept, copy=False)))
-        return bool(self.added or moved or tied is not None)
+        return bool(named or self.added or moved or tied is not None)
+
+    def _name_links(self) -> bool:
+        """Selected links as the names of what they lead to."""
+        from sqlglot import exp
+
+        out: list[exp.Expr] = []
+        for item in self.select.expressions:
+            step, labels = self._label(item) if isinstance(item, exp.Column) else (None, ())
+            if step is None or (step.end in self._tables() and step.end not in self.added):
+                out.append(item)
+                continue
+            if step.end not in self.added:
+                self._add(step)
+            name = self.joiner.names[step.end]
+            out += [exp.Column(this=_identifier(label), table=_identifier(name)) for label in labels]
+        changed = out != self.select.expressions
+        self.select.set("expressions", out)
+        return changed
+
+    def _label(self, column: exp.Column) -> tuple[_Step | None, Sequence[str]]:
+        """The step that a selected link takes, and what names its end."""
+        said, name = column.table.lower(), column.name.lower()
+        real = [self.sources[said]] if said in self.sources else self._tables() if not said else []
+        for table in real:
+            labels = self.joiner.labels.get((table, name), ())
+            for step in self.joiner.steps.get(table, ()) if labels else ():
+                if not step.down and [own.lower() for own, _ in step.pairs] == [name]:
+                    return step, labels
+        return None, ()
 
     # What is named.
 

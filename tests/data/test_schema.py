@@ -314,3 +314,33 @@ def test_other_words_lead_to_tables_and_columns() -> None:
     assert "number" not in found, "half of all columns are numbers of something"
     many = [(f"t{n}", ["price"]) for n in range(5)]
     assert "cost" not in other_words(many), "it would stand for too much"
+
+
+def test_links_by_role_and_by_the_parents_key(tmp_path: Path) -> None:
+    """Undeclared: a role among people, a name that ends with the parent's key, in English and Chinese."""
+    path = tmp_path / "roles.sqlite"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript(
+            "CREATE TABLE branch (branchId INTEGER PRIMARY KEY, branchName TEXT, managerId INTEGER, capacityId INTEGER);"
+            "CREATE TABLE staffMember (staffId INTEGER PRIMARY KEY, fullName TEXT);"
+            "CREATE TABLE event (eventId INTEGER PRIMARY KEY, title TEXT, hostStaffId INTEGER, homeBranchId INTEGER);"
+            "CREATE TABLE 员工 (工号 TEXT PRIMARY KEY, 姓名 TEXT);"
+            "CREATE TABLE 门店 (编号 INTEGER PRIMARY KEY, 店名 TEXT, 店长工号 TEXT);"
+            "CREATE TABLE 会员 (会员号 TEXT PRIMARY KEY, 注册门店 INTEGER);"
+        )
+        for number in range(1, 6):
+            connection.execute("INSERT INTO branch VALUES (?, ?, ?, ?)", (number, f"B{number}", 6 - number, number + 90))
+            connection.execute("INSERT INTO staffMember VALUES (?, ?)", (number, f"Name {number}"))
+            connection.execute("INSERT INTO event VALUES (?, ?, 2, ?)", (number, f"E{number}", number))
+            connection.execute("INSERT INTO 员工 VALUES (?, ?)", (f"G{number}", f"张{number}"))
+            connection.execute("INSERT INTO 门店 VALUES (?, ?, ?)", (number, f"店{number}", f"G{number}"))
+            connection.execute("INSERT INTO 会员 VALUES (?, ?)", (f"V{number}", number))
+        connection.commit()
+    found = {(link.table, link.columns[0], link.parent) for link in read_schema(path).links}
+    assert found == {
+        ("branch", "managerId", "staffMember"),
+        ("event", "hostStaffId", "staffMember"),
+        ("event", "homeBranchId", "branch"),
+        ("门店", "店长工号", "员工"),
+        ("会员", "注册门店", "门店"),
+    }

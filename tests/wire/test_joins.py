@@ -148,3 +148,31 @@ def test_a_count_is_that_of_plain_python(
     expected = sum(reached(start, row, frozenset({start})) for row in data[start])
     sql = joiner.complete(f"SELECT COUNT(*) FROM t{start} WHERE t{named}.v{named} = {value}")
     assert connection.execute(sql).fetchall() == [(expected,)]
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        (
+            "SELECT manager_id FROM branch WHERE name = 'X'",
+            "SELECT staff.first, staff.last FROM branch JOIN staff ON branch.manager_id = staff.id WHERE branch.name = 'X'",
+        ),
+        (
+            "SELECT branch.manager_id, COUNT(*) FROM branch GROUP BY manager_id",
+            "SELECT staff.first, staff.last, COUNT(*) FROM branch JOIN staff ON branch.manager_id = staff.id "
+            "GROUP BY branch.manager_id",
+        ),
+        ("SELECT COUNT(DISTINCT manager_id) FROM branch", None),
+        ("SELECT name FROM branch WHERE manager_id IN (SELECT boss_id FROM branch)", None),
+        ("SELECT boss_id FROM branch", None),  # no name is known of what it leads to
+    ],
+)
+def test_a_selected_link_is_shown_as_a_name(written: str, read: str | None) -> None:
+    tables = {"branch": ["id", "name", "manager_id", "boss_id"], "staff": ["id", "first", "last"], "boss": ["id"]}
+    keys = [
+        ForeignKey("branch", ("manager_id",), "staff", ("id",)),
+        ForeignKey("branch", ("boss_id",), "boss", ("id",)),
+    ]
+    joiner = Joiner(tables, keys, {("branch", "manager_id"): ("first", "last")})
+    assert joiner.complete(written) == (read or written)
+    assert Joiner(tables, keys).complete(written) == written, "only where it is asked for"

@@ -32,6 +32,8 @@ VOCABULARY = 200
 """A column with at most so many values is a vocabulary: its values are known without a capital letter."""
 STATUSES = 12
 """A column with at most so many values may have common words among them: a status, a size."""
+SHORTEST = 3
+"""A text of fewer characters stands for nothing longer."""
 SHOWN = 4
 """Things named in one note, and columns named for one thing."""
 _NEVER = STOP_WORDS | {"yes", "no", "not", "none", "all", "first", "last", "more", "most", "one", "other", "now"}
@@ -157,6 +159,37 @@ class Mentions:
         """What is named, in the order of the question: the longest values first, none inside another."""
         look = _Look(self._fresh(), question, self.nouns)
         return sorted(look.found(), key=lambda mention: mention.start)[: 2 * SHOWN]
+
+    def has(self, table: str, column: str, value: str) -> bool:
+        """Whether a column holds exactly this value, as far as it is indexed."""
+        places = self._fresh().whole.get(" ".join(_tokens(value)), ())
+        return any((table, column, value) in place for place in places)
+
+    def meant(self, table: str, column: str, value: str) -> str | None:
+        """The one value of a column that has the words of this one, or holds them in a row; None for none or several."""
+        tokens = _tokens(value)
+        if not tokens or len(value) < SHORTEST:
+            return None
+        index, wanted = self._fresh(), " ".join(tokens)
+        keys = [wanted] if wanted in index.whole else []
+        same = self._of(index, keys, table, column)
+        if same:
+            return same.pop() if len(same) == 1 else None
+        rarest = min((index.holding.get(token, ()) for token in tokens), key=len)
+        keys = [key for key in rarest if f" {wanted} " in f" {key} "]
+        held = self._of(index, keys, table, column)
+        return held.pop() if len(held) == 1 else None
+
+    @staticmethod
+    def _of(index: _Index, keys: Sequence[str], table: str, column: str) -> set[str]:
+        return {
+            part[2]
+            for key in keys
+            for place in index.whole[key]
+            if len(place) == 1
+            for part in place
+            if part[:2] == (table, column)
+        }
 
     def _amounts(self, question: str) -> tuple[list[str], str]:
         """`5 minutes: 300000 Milliseconds`, for columns that are kept in another unit of the same kind."""

@@ -230,7 +230,9 @@ def is_person_role(column: str) -> bool:
     """Whether a column is a key of somebody in a role: `manager_id`, `sales_agent_no`; not `manager` alone, a name."""
     words = split_name(column)
     bare = without_identifier(words)
-    return len(bare) < len(words) and (concept_of(column) == "manager" or _matches(" ".join(bare), lexicon()["people"]) > 0)
+    return len(bare) < len(words) and (
+        concept_of(column) == "manager" or _matches(" ".join(bare), lexicon()["people"]) > 0
+    )
 
 
 def is_person_table(name: str) -> bool:

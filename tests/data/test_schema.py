@@ -329,7 +329,9 @@ def test_links_by_role_and_by_the_parents_key(tmp_path: Path) -> None:
             "CREATE TABLE 会员 (会员号 TEXT PRIMARY KEY, 注册门店 INTEGER);"
         )
         for number in range(1, 6):
-            connection.execute("INSERT INTO branch VALUES (?, ?, ?, ?)", (number, f"B{number}", 6 - number, number + 90))
+            connection.execute(
+                "INSERT INTO branch VALUES (?, ?, ?, ?)", (number, f"B{number}", 6 - number, number + 90)
+            )
             connection.execute("INSERT INTO staffMember VALUES (?, ?)", (number, f"Name {number}"))
             connection.execute("INSERT INTO event VALUES (?, ?, 2, ?)", (number, f"E{number}", number))
             connection.execute("INSERT INTO 员工 VALUES (?, ?)", (f"G{number}", f"张{number}"))

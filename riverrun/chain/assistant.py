@@ -108,7 +108,7 @@ def make_assistant(
 
 
 def _rewrite(schema: Schema, shown: Schema, mentions: Mentions | None) -> Callable[[str], str]:
-    """What is done to a query: joins completed along the keys, which the prompt does not name; values as they are kept."""
+    """What is done to a query: joins completed along keys that the prompt does not name, values as they are kept."""
     complete = make_joiner(schema, told=without_keys(shown)).complete
     if mentions is None:
         return complete

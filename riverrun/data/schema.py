@@ -179,8 +179,8 @@ class Schema:
 def make_joiner(schema: Schema, told: Mapping[str, Sequence[str]] | None = None) -> Joiner:
     """The joiner over a schema's links; of two links to one parent the one that is named after it comes first.
 
-    told: table -> the columns that a prompt names. Links that are not among them are shown by the name of what they lead
-    to; without `told` a link stays what it is.
+    told: table -> the columns that a prompt names. Links that are not among them are shown by the name of what they
+    lead to; without `told` a link stays what it is.
     """
     links = sorted(schema.links, key=lambda link: not names_table(link.columns[0], link.parent))
     keys = [ForeignKey(link.table, link.columns, link.parent, link.parent_columns) for link in links]
@@ -354,7 +354,7 @@ class _Reader:
 
 
 def _says(column: Column, parent: Table) -> bool:
-    """Whether a column's name speaks of the parent's key: `customer_id`, `hostStaffId` for a key `staffId`, `店长工号`."""
+    """Whether a column's name speaks of the parent's key: `customer_id`, `hostStaffId` for a key `staffId`."""
     words, key = split_name(column.name), split_name(parent.key[0])
     if _HAN.search(column.name):  # written without gaps
         ends = (parent.key[0], parent.name.removesuffix("表"))

@@ -55,8 +55,8 @@ class _Step:
 class Joiner:
     """tables: name -> columns; keys: the links between them, the preferred ones first.
 
-    labels: (table, link column) -> the columns that name what it leads to. Whoever selects such a link is shown the name:
-    for columns that a prompt does not tell of, so that nobody can have asked for the key itself.
+    labels: (table, link column) -> the columns that name what it leads to. Whoever selects such a link is shown the
+    name: for columns that a prompt does not tell of, so that nobody can have asked for the key itself.
     """
 
     def __init__(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sqlite3
 from contextlib import closing
-from pathlib import Path
 
 import pytest
 
@@ -30,11 +29,13 @@ def mentions(tmp_path_factory: pytest.TempPathFactory) -> Mentions:
 @pytest.mark.parametrize(
     ("written", "read"),
     [
-        ("SELECT id FROM branch WHERE name = 'North End'", "SELECT id FROM branch WHERE name = 'North End Reading Room'"),
+        ("SELECT id FROM branch WHERE name = 'North End'",
+         "SELECT id FROM branch WHERE name = 'North End Reading Room'"),
         ("SELECT id FROM loan WHERE status = 'Checked Out'", "SELECT id FROM loan WHERE status = 'checked out'"),
         ("SELECT id FROM loan WHERE 'Returned' = status", "SELECT id FROM loan WHERE 'returned' = status"),
         (
-            "SELECT COUNT(*) FROM loan JOIN branch ON loan.branch_id = branch.id WHERE branch.name IN ('central', 'Riverside')",
+            "SELECT COUNT(*) FROM loan JOIN branch ON loan.branch_id = branch.id "
+            "WHERE branch.name IN ('central', 'Riverside')",
             "SELECT COUNT(*) FROM loan JOIN branch ON loan.branch_id = branch.id "
             "WHERE branch.name IN ('Central Library', 'Riverside')",
         ),

@@ -321,7 +321,7 @@ def test_links_by_role_and_by_the_parents_key(tmp_path: Path) -> None:
     path = tmp_path / "roles.sqlite"
     with closing(sqlite3.connect(path)) as connection:
         connection.executescript(
-            "CREATE TABLE branch (branchId INTEGER PRIMARY KEY, branchName TEXT, managerId INTEGER, capacityId INTEGER);"
+            "CREATE TABLE branch (branchId INTEGER PRIMARY KEY, branchName TEXT, managerId INTEGER, lotId INTEGER);"
             "CREATE TABLE staffMember (staffId INTEGER PRIMARY KEY, fullName TEXT);"
             "CREATE TABLE event (eventId INTEGER PRIMARY KEY, title TEXT, hostStaffId INTEGER, homeBranchId INTEGER);"
             "CREATE TABLE 员工 (工号 TEXT PRIMARY KEY, 姓名 TEXT);"

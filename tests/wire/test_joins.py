@@ -155,7 +155,8 @@ def test_a_count_is_that_of_plain_python(
     [
         (
             "SELECT manager_id FROM branch WHERE name = 'X'",
-            "SELECT staff.first, staff.last FROM branch JOIN staff ON branch.manager_id = staff.id WHERE branch.name = 'X'",
+            "SELECT staff.first, staff.last FROM branch JOIN staff ON branch.manager_id = staff.id "
+            "WHERE branch.name = 'X'",
         ),
         (
             "SELECT branch.manager_id, COUNT(*) FROM branch GROUP BY manager_id",

@@ -166,7 +166,7 @@ class Mentions:
         return any((table, column, value) in place for place in places)
 
     def meant(self, table: str, column: str, value: str) -> str | None:
-        """The one value of a column that has the words of this one, or holds them in a row; None for none or several."""
+        """The one value of a column that has this one's words, or holds them in a row; None for none or several."""
         tokens = _tokens(value)
         if not tokens or len(value) < SHORTEST:
             return None

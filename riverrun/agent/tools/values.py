@@ -1,8 +1,8 @@
 """Values in a query that a column has not got, read as the one value that they can stand for.
 
 `Branch.name = 'North End'` where the branch is called 'North End Reading Room', `status = 'Cancelled'` where it is
-written cancelled: SQLite compares letter by letter, and the answer would be "no rows". A value is replaced where exactly
-one of the column's values has the same words, or holds them one after another; one that stands in the column, or that
+written cancelled: SQLite compares letter by letter, and the answer would be "no rows". A value is replaced where one
+alone of the column's values has the same words, or holds them one after another; one that stands in the column, or that
 nothing or several things fit, is kept. The index is that of `mentions`, which leaves private columns out.
 """
 

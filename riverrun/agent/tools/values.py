@@ -73,10 +73,8 @@ def _places(column: exp.Column, mentions: Mentions) -> list[tuple[str, str]]:
     said = column.table.lower()
     names = [tables[said]] if said in tables else list(dict.fromkeys(tables.values())) if not said else []
     known = {table.lower(): table for table in mentions.columns}
-    out = []
+    out: list[tuple[str, str]] = []
     for name in names:
-        table = known.get(name.lower(), "")
-        for own in mentions.columns.get(table, ()):
-            if own.lower() == column.name.lower():
-                out.append((table, own))
+        held = known.get(name.lower(), "")
+        out += [(held, own) for own in mentions.columns.get(held, ()) if own.lower() == column.name.lower()]
     return out

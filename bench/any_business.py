@@ -1,10 +1,10 @@
 """Any business: a database that nobody prepared, through `init`, `run` and `ask`, without editing a file.
 
 `python -m bench.any_business [--quick] [--peers none] [--json FILE] [--run FOLDER] [--documents DIR] [--only PART]`.
-Parts: chinook, hostile (databases nobody tidied up), sql (attacks on the query tool). The database is
-Chinook in RIVERRUN_SHARED (../shared); the sixty questions in a person's words (`parts/own_questions.jsonl`, with their
-SQL) were written without sight of the templates. Peers do not apply. `--quick` asks the questions of a finished run
-(--run) and makes none.
+Parts: chinook, weak (a crippled start: rounds to the gate), hostile (databases nobody tidied up), sql (attacks on the
+query tool). The database is Chinook in RIVERRUN_SHARED (../shared); the sixty questions in a person's words
+(`parts/own_questions.jsonl`, with their SQL) were written without sight of the templates. Peers do not apply. `--quick`
+asks the questions of a finished run (--run) and makes none.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.common import ROOT, Done, Options, Row, home, main_of, parser, read_options, run, say, table, write_report
-from bench.parts import hostile, sql_attacks
+from bench.parts import hostile, sql_attacks, weak_start
 from bench.parts.machine import machine
 from riverrun.base.errors import InputError, RiverrunError
 from riverrun.evaluate.tooltasks import same_rows
@@ -146,11 +146,11 @@ def main() -> int:
     options = parser((__doc__ or "").split("\n\n")[0])
     options.add_argument("--run", type=Path, help="a finished run of Chinook; none is made then")
     options.add_argument("--documents", type=Path, help="folder of pages given to init")
-    options.add_argument("--only", choices=("chinook", "hostile", "sql"), help="this part alone; all unless given")
+    options.add_argument("--only", choices=tuple(PARTS), help="this part alone; all unless given")
     chosen = read_options(options.parse_args(), ())
     before = machine()
     rows: list[Row] = []
-    for part, measure in (("chinook", _chinook), ("hostile", _hostile), ("sql", _sql)):
+    for part, measure in PARTS.items():
         if chosen.rest.only in (None, part):
             say(f"--- {part}")
             rows += measure(chosen)
@@ -165,6 +165,13 @@ def _hostile(chosen: Options) -> list[Row]:
 
 def _sql(chosen: Options) -> list[Row]:
     return sql_attacks.rows()
+
+
+def _weak(chosen: Options) -> list[Row]:
+    if chosen.quick:
+        return []
+    work = home() / "weak-start"
+    return weak_start.weak_start_rows(weak_start.weak_start(chinook(), work), work / "opened.log")
 
 
 def _chinook(chosen: Options) -> list[Row]:
@@ -183,6 +190,9 @@ def _chinook(chosen: Options) -> list[Row]:
     told = ", ".join(f"{name} {number}" for name, number in causes.most_common())
     rows.append(Row(OWN, 100 * right / asked, "%", 45, "at least", note=f"{right} of {asked}; misses: {told}"))
     return rows
+
+
+PARTS = {"chinook": _chinook, "weak": _weak, "hostile": _hostile, "sql": _sql}
 
 
 if __name__ == "__main__":

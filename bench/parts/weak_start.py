@@ -1,7 +1,8 @@
 """From a deliberately weak start: does the chain reach its gate in three rounds, without a look at the sealed test?
 
-Few training questions and a low rate; everything else is what `init` drafts. Every file that a stage's process opens
-is written down by an audit hook. `python -m bench.parts.weak_start [--work FOLDER]` runs Chinook up to `evaluate`.
+The bare model without the adapter that ships and few training questions; everything else is what `init` drafts. Every
+file that a stage's process opens is written down by an audit hook. `python -m bench.parts.weak_start [--work FOLDER]`
+runs Chinook up to `evaluate`.
 """
 
 from __future__ import annotations
@@ -21,7 +22,13 @@ __all__ = ["WATCH", "WEAK", "main", "sealed_came_last", "weak_start", "weak_star
 
 ROUNDS = 3
 NAME = "from a deliberately weak start: rounds to the gate on the development questions"
-WEAK = ("synthesis.train=400", "finetune.learning_rate=1.0e-3", f"rounds.most={ROUNDS}")
+WEAK = (
+    "finetune.start=''",
+    "synthesis.train=300",
+    "finetune.learning_rate=1.0e-3",
+    "evaluate.base_questions=20",
+    f"rounds.most={ROUNDS}",
+)
 CLI = [sys.executable, "-m", "riverrun.cli.main"]
 WATCH = """
 import os, sys

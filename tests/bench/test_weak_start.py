@@ -27,7 +27,8 @@ def test_its_settings_can_be_run(tmp_path: Path) -> None:
     assert plain.synthesis is not None
     assert weak.synthesis is not None
     assert weak.synthesis.train < SynthesisConfig().train / 3
-    assert weak.finetune.learning_rate < plain.finetune.learning_rate
+    assert plain.finetune.start == "shipped"
+    assert not weak.finetune.start
 
 
 @pytest.mark.parametrize(

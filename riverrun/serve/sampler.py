@@ -10,6 +10,8 @@ from riverrun.base.types import SamplingParams
 __all__ = ["choose", "generator"]
 
 
+TINY = 1e-30
+"""Lower temperatures are this one, which is greedy already and still a number in fp32."""
 HEAD = 512
 """Tokens that top_p looks at first; nearly always they hold its share, and the rest need not be sorted."""
 
@@ -27,7 +29,7 @@ def choose(logits: NDArray[np.float32], params: SamplingParams, source: np.rando
     if params.temperature == 0.0:
         return int(logits.argmax())
     with np.errstate(over="ignore"):  # a tiny temperature makes -inf of what is never drawn
-        weights = np.exp((logits - logits.max()) / np.float32(params.temperature))
+        weights = np.exp((logits - logits.max()) / np.float32(max(params.temperature, TINY)))
     all_of_them = weights.sum(dtype=np.float64)
     if params.top_k or params.top_p < 1.0:
         ids = _first(logits, weights, params, all_of_them)

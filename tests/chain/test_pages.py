@@ -142,9 +142,9 @@ def test_rows_without_checks_are_refused(recipe: Path) -> None:
 
 
 def test_small_models_are_drafted_to_list_rows(tmp_path: Path) -> None:
-    assert _answers(["smollm2-135m-instruct"])[-1] == "agent: {grounded: true, closing: rows, drafts: 3, seconds: 300}"
+    assert _answers(["smollm2-135m-instruct"])[-1] == "agent: {grounded: true, closing: rows, seconds: 300}"
     large = tmp_path / "large.gguf"
     with large.open("wb") as handle:
         handle.truncate(10**9)  # a hole: no bytes on the disk
-    assert _answers([str(large)])[-1] == "agent: {grounded: true, drafts: 3, seconds: 300}"
-    assert _answers([str(large), "smollm2-135m-instruct"])[-1] == "agent: {grounded: true, drafts: 3, seconds: 300}"
+    assert _answers([str(large)])[-1] == "agent: {grounded: true, seconds: 300}"
+    assert _answers([str(large), "smollm2-135m-instruct"])[-1] == "agent: {grounded: true, seconds: 300}"

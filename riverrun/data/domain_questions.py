@@ -137,15 +137,13 @@ def _marks(sql: str) -> list[tuple[int, int, str, str | None, str]]:
     hidden = _TEXT.sub(lambda match: " " * len(match[0]), sql)
     names = list(_NAME.finditer(hidden))
     homes: dict[int, str] = {}
-    scopes, around, where = [0], {0: 0}, []
-    count = 0
+    scopes, where, count = [0], [], 0
     tokens = re.finditer(r"\(\s*SELECT\b|\(|\)|\[[^\[\]]*\]", hidden, re.IGNORECASE)
     for token in tokens:
         if token[0] == "(":
             scopes.append(scopes[-1])
         elif token[0].startswith("("):
             count += 1
-            around[count] = scopes[-1]
             scopes.append(count)
         elif token[0] == ")":
             scopes.pop()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from difflib import get_close_matches
-from functools import cache
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from riverrun.base.sql import quote_name
@@ -34,7 +34,7 @@ def identifier(name: str) -> exp.Identifier:
     return exp.Identifier(this=name, quoted=quote_name(name) != name)
 
 
-@cache
+@lru_cache(maxsize=4096)  # bounded: the names come from a model
 def _words(name: str) -> frozenset[str]:
     return frozenset(stem(piece.lower()) for piece in _WORD.findall(name))
 

@@ -32,15 +32,18 @@ WEAK = (
 CLI = [sys.executable, "-m", "riverrun.cli.main"]
 WATCH = """
 import os, sys
+stage = "riverrun.chain.worker" in sys.orig_argv
 log = os.open(os.environ["RIVERRUN_OPENED"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 def watch(event, values):
-    if event == "open" and isinstance(values[0], (str, os.PathLike)):
+    if stage and event == "open" and isinstance(values[0], (str, os.PathLike)):
         name = os.path.basename(values[0])
         if any(part in name for part in ("questions_", "rounds.json", "dev_records")):
             os.write(log, f"{os.getpid()} {name}\\n".encode())
 sys.addaudithook(watch)
 """
-"""A sitecustomize.py: each process says which files of questions and rounds it opens."""
+"""A sitecustomize.py: each stage's process says which files of questions and rounds it opens.
+
+The process that runs the stages is left out: it digests every output for the lineage and hands on no content."""
 
 
 def sealed_came_last(lines: Sequence[str]) -> bool:

@@ -117,6 +117,11 @@ def _result(job: _Job, history: Sequence[Round], stopped: str) -> StageResult:
     return StageResult(counts=counts | {"dropped_rows": figures[top.number]["dropped_rows"]}, scores=scores)
 
 
+def _taught(steps: Sequence[Mapping[str, Any]]) -> list[float]:
+    """The losses of what is to be learned: texts against forgetting have losses of their own height."""
+    return [float(row["loss"]) for row in steps if not row.get("plain_text")] or [float(row["loss"]) for row in steps]
+
+
 class _Job:
     """What all rounds of a run share."""
 
@@ -206,13 +211,13 @@ class _Job:
                 measure_tools(self.ctx, model, self.assistant, path, self.questions, self.progress)
         records = self._records(number)
         success, groups = tooltasks.score(records).overall, self._groups(records)
-        losses = [float(row["loss"]) for row in read_jsonl(place / "loss.jsonl")]
-        loss = Loss.of(losses, history[change.start - 1].loss.start if change.start else None)
+        steps = read_jsonl(place / "loss.jsonl")
+        loss = Loss.of(_taught(steps), history[change.start - 1].loss.start if change.start else None)
         gain: dict[str, float] = {}
         if history:
             compared = tooltasks.compare(self._records(best(history).number), records).as_dict()
             gain = {key: compared[key] for key in ("difference", "low", "high", "p")}
-        return Round(number, change, success, groups, loss, len(losses), gain)
+        return Round(number, change, success, groups, loss, len(steps), gain)
 
     def _records(self, number: int) -> list[Record]:
         return [Record.from_dict(row) for row in read_jsonl(self.place(number) / "dev_records.jsonl")]

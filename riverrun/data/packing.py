@@ -47,6 +47,11 @@ class Pack:
     def label_tokens(self) -> int:
         return sum(row.label_tokens for row in self.rows)
 
+    @property
+    def plain_text(self) -> bool:
+        """Every token but the first of each row is learned: texts, not conversations."""
+        return all(row.label_tokens >= len(row.ids) - 1 for row in self.rows)
+
     def ids(self) -> list[int]:
         out = list(self.rows[0].ids[: self.prefix])
         for row in self.rows:

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-__all__ = ["Attend", "PackedCausal", "grouped_attention", "prefixed_attention"]
+__all__ = ["Attend", "PackedCausal", "Past", "additive", "grouped_attention", "prefixed_attention", "visible"]
 
 # layer -> cached keys and values [K, P, D] that come before every document
 Past = Callable[[int], tuple[Tensor, Tensor]]
@@ -73,7 +73,15 @@ def prefixed_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, prefix: tu
     return torch.baddbmm(out, weights[..., count:].contiguous(), values).view(q.shape)
 
 
-def _additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
+def visible(queries: Tensor, keys: Tensor, window: int | None) -> Tensor:
+    """Which keys' positions a query may look at: its own and earlier ones, of a sliding layer the last `window`."""
+    behind = queries[..., :, None] - keys[..., None, :]
+    seen = behind >= 0
+    return seen if window is None else seen & (behind < window)
+
+
+def additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
+    """0 where something is seen, -inf elsewhere."""
     return torch.zeros(seen.shape, dtype=dtype).masked_fill(~seen, float("-inf"))
 
 
@@ -108,17 +116,19 @@ def _recomputed(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
 
 class _Grid:
     """Documents that stand next to each other in a pack, padded to one length: `index` are the places of their tokens
-    (0 for padding), `flat` the places of the real tokens in the grid."""
+    (0 for padding), `flat` the places of the real tokens in the grid, `masks` one for each kind of window."""
 
-    def __init__(self, lengths: Sequence[int], start: int, longest: int, prefix: int, dtype: torch.dtype) -> None:
+    def __init__(
+        self, lengths: Sequence[int], start: int, longest: int, prefix: int, kinds: set[int | None], dtype: torch.dtype
+    ) -> None:
         self.rows = len(lengths)
         starts = torch.tensor([start + sum(lengths[:i]) for i in range(len(lengths))])
         steps = torch.arange(longest)
         inside = steps[None, :] < torch.tensor(lengths)[:, None]  # [B, L]
         self.index = torch.where(inside, starts[:, None] + steps[None, :], 0).reshape(-1)
         self.flat = inside.reshape(-1).nonzero().squeeze(1)
-        causal = torch.ones(longest, longest, dtype=torch.bool).tril()
-        self.mask = _additive(torch.cat([torch.ones(longest, prefix, dtype=torch.bool), causal], dim=1), dtype)
+        places = torch.arange(prefix + longest)
+        self.masks = {kind: additive(visible(places[prefix:], places, kind), dtype) for kind in kinds}
 
 
 # What one more grid costs, in places of the score matrix of one head (half a millisecond forward and backward).
@@ -151,7 +161,7 @@ class PackedCausal:
 
     The number of tokens is rounded up to a multiple of `multiple` with tokens that nobody sees, and the lengths of the
     documents' padded grids to 32: products of few distinct shapes keep oneDNN's compiled kernels and malloc's blocks
-    in use. Neighbours of one length waste least.
+    in use. Neighbours of one length waste least. `windows` are those of `ModelConfig`: a sliding layer's.
     """
 
     def __init__(
@@ -162,34 +172,40 @@ class PackedCausal:
         dtype: torch.dtype,
         multiple: int = 1,
         past: Past | None = None,
+        windows: Sequence[int | None] = (),
     ) -> None:
         assert min(lengths, default=0) > 0, "a pack holds at least one token per document"
         self.lengths, self.past = list(lengths), past
         self.prefix = own = 0 if past else prefix  # tokens of the prefix that stand in the pack
         self.padding = -(own + sum(lengths)) % multiple
+        self._windows, kinds = tuple(windows), set(windows) or {None}
         self._grids = [
-            _Grid(self.lengths[first:end], own + sum(lengths[:first]), longest, prefix, dtype)
+            _Grid(self.lengths[first:end], own + sum(lengths[:first]), longest, prefix, kinds, dtype)
             for first, end, longest in _cut_grids(lengths, prefix, min(multiple, 32))
         ]
-        self._prefix_mask = _additive(torch.ones(own, own, dtype=torch.bool).tril(), dtype)
+        places = torch.arange(own)
+        self._prefix_masks = {kind: additive(visible(places, places, kind), dtype) for kind in kinds}
         unseen = torch.zeros(self.padding, dtype=torch.long)
         self.positions = torch.cat([torch.arange(own), *(torch.arange(n) + prefix for n in lengths), unseen])
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         _, heads, dim = q.shape
         kv_heads, prefix = k.shape[1], self.prefix
+        window = self._windows[layer] if self._windows else None
         own = (k[:prefix].transpose(0, 1), v[:prefix].transpose(0, 1))
         shared = self.past(layer) if self.past else own
-        parts = [self._documents(grid, q, k, v, shared) for grid in self._grids]
+        parts = [self._documents(grid, q, k, v, shared, window) for grid in self._grids]
         if prefix:
             first = q[:prefix].transpose(0, 1).reshape(1, kv_heads, heads // kv_heads, prefix, dim)
-            head = _recomputed(first, own[0][None], own[1][None], self._prefix_mask)
+            head = _recomputed(first, own[0][None], own[1][None], self._prefix_masks[window])
             parts.insert(0, head.reshape(heads, prefix, dim).transpose(0, 1))
         if self.padding:
             parts.append(q.new_zeros(self.padding, heads, dim))
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
-    def _documents(self, grid: _Grid, q: Tensor, k: Tensor, v: Tensor, shared: tuple[Tensor, Tensor]) -> Tensor:
+    def _documents(
+        self, grid: _Grid, q: Tensor, k: Tensor, v: Tensor, shared: tuple[Tensor, Tensor], window: int | None
+    ) -> Tensor:
         """Attention of one grid's documents -> [their tokens, H, D]."""
         (heads, dim), kv_heads, batch = q.shape[1:], k.shape[1], grid.rows
 
@@ -201,5 +217,5 @@ class PackedCausal:
         if shared[0].shape[1]:
             keys = torch.cat([shared[0].expand(batch, -1, -1, -1), keys], dim=2)
             values = torch.cat([shared[1].expand(batch, -1, -1, -1), values], dim=2)
-        out = _recomputed(queries, keys, values, grid.mask)  # [B, K, G, L, D]
+        out = _recomputed(queries, keys, values, grid.masks[window])  # [B, K, G, L, D]
         return out.reshape(batch, heads, -1, dim).transpose(1, 2).reshape(-1, heads, dim).index_select(0, grid.flat)

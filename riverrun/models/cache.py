@@ -14,7 +14,7 @@ from contextlib import suppress
 import torch
 from torch import Tensor
 
-from riverrun.models.attention import grouped_attention, prefixed_attention
+from riverrun.models.attention import additive, grouped_attention, prefixed_attention, visible
 from riverrun.models.config import ModelConfig
 
 __all__ = ["SlotAttend", "SlotCache"]
@@ -28,7 +28,7 @@ class SlotCache:
         self.keys = [_reserved(shape, dtype) for _ in range(config.num_hidden_layers)]
         self.values = [_reserved(shape, dtype) for _ in range(config.num_hidden_layers)]
         self.lengths = [0] * slots
-        self.context, self.dtype = context, dtype
+        self.context, self.dtype, self.windows = context, dtype, config.windows
 
     def copy_prefix(self, source: int, target: int, tokens: int) -> None:
         """Give `target` the first `tokens` tokens of `source` and nothing else."""
@@ -86,9 +86,11 @@ class SlotAttend:
         starts = added.cumsum(0) - added
         self._grid = torch.where(inside, starts[:, None] + steps[None, :], 0).reshape(-1)
         self._flat = inside.reshape(-1).nonzero().squeeze(1)
-        places = torch.arange(self._common, self._span)
-        seen = places[None, None, :] <= (held[:, None] + steps[None, :])[:, :, None]  # [B, L, span - common]
-        self._mask = torch.zeros(seen.shape, dtype=cache.dtype).masked_fill(~seen, float("-inf"))
+        queries, places = held[:, None] + steps[None, :], torch.arange(self._span)
+        self._masks = {}  # window -> (first place, [B, L, span - first place]); a sliding layer shares no beginning
+        for window in set(cache.windows) or {None}:
+            first = self._common if window is None else 0
+            self._masks[window] = first, additive(visible(queries, places[first:], window), cache.dtype)
         dense = self.slots == list(range(self.slots[0], self.slots[0] + len(self.slots)))
         self._rows = slice(self.slots[0], self.slots[0] + len(self.slots)) if dense else torch.tensor(self.slots)
 
@@ -100,14 +102,15 @@ class SlotAttend:
         values[self._slot_of, :, self.positions] = v
         queries = q.index_select(0, self._grid).view(batch, -1, heads, dim).transpose(1, 2)
         grouped = queries.reshape(batch, kv_heads, heads // kv_heads, -1, dim)
-        own = slice(self._common, self._span)
+        common, mask = self._masks[self.cache.windows[layer] if self.cache.windows else None]
+        own = slice(common, self._span)
         own_k, own_v = keys[self._rows, :, own], values[self._rows, :, own]
-        if self._common:
-            first, before = self.slots[0], slice(0, self._common)
+        if common:
+            first, before = self.slots[0], slice(0, common)
             prefix = (keys[first, :, before].contiguous(), values[first, :, before].contiguous())
-            out = prefixed_attention(grouped, own_k, own_v, self._mask, prefix)
+            out = prefixed_attention(grouped, own_k, own_v, mask, prefix)
         else:  # a copy without gaps is cheaper than what a batched product does with gaps
-            out = grouped_attention(grouped, own_k.contiguous(), own_v.contiguous(), self._mask)
+            out = grouped_attention(grouped, own_k.contiguous(), own_v.contiguous(), mask)
         return out.reshape(batch, heads, -1, dim).transpose(1, 2).reshape(-1, heads, dim).index_select(0, self._flat)
 
     def commit(self) -> None:

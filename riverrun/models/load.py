@@ -179,28 +179,37 @@ def save_companions(checkpoint: Checkpoint, folder: Path) -> None:
     write_json(folder / "tokenizer_config.json", settings)
 
 
-def load_model(checkpoint: Checkpoint, dtype: torch.dtype, *, fold: bool = True) -> CausalLM:
-    """The weights in memory; an adapter is folded in (added in float32, rounded once) or kept beside (fold=False)."""
+def load_model(checkpoint: Checkpoint, dtype: torch.dtype, *, fold: bool = True, mapped: bool = False) -> CausalLM:
+    """The weights in memory; an adapter is folded in (added in float32, rounded once) or kept beside (fold=False).
+
+    `mapped` leaves matrices that stand in a folder in this very dtype where they are: the file is mapped, and pages are
+    read when they are first used. Other weights are copied as always.
+    """
     from riverrun.base.optional import require
 
     torch = require("torch", extra="serve")
     from riverrun.models.transformer import CausalLM
 
-    model = CausalLM(checkpoint.config, dtype)
+    plain = not (checkpoint.gguf or checkpoint.quantization)
+    model = CausalLM(checkpoint.config, dtype, empty=mapped and plain)
     if checkpoint.adapter:
         from riverrun.models.io.adapter import load_adapter
 
         load_adapter(model, checkpoint.adapter)
+    updates = model.take_adapters() if fold else {}
     weights: Iterable[tuple[str, Tensor]]
     if checkpoint.gguf:
         arrays = checkpoint.gguf.weights(checkpoint.config)
         weights = ((name, torch.from_numpy(values.copy())) for name, values in arrays)
     else:
-        from riverrun.models.io.hf import read_weights
+        from riverrun.models.io.hf import Weights, read_weights
 
-        weights = read_weights(checkpoint.path, checkpoint.quantization)
-    if fold:
-        updates = model.take_adapters()
+        if mapped and plain:
+            stored = Weights(checkpoint.path, checkpoint.config)
+            weights = ((name, stored.mapped(name)) for name in stored)
+        else:
+            weights = read_weights(checkpoint.path, checkpoint.quantization, checkpoint.config)
+    if updates:
         weights = (
             (name, tensor.float() + updates[name].delta() if name in updates else tensor) for name, tensor in weights
         )

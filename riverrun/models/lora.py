@@ -86,21 +86,31 @@ class PackedWeight:
         fits = weight.dtype == torch.bfloat16 and weight.device.type == "cpu" and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
         return cls(weight) if known and fits and torch.cpu._is_avx512_bf16_supported() else None
 
-    def __call__(self, x: Tensor) -> Tensor:
-        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._blocks, None, "none", [], "")
+    def __call__(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._blocks, bias, "none", [], "")
         return out
 
 
 class FusedLinear(nn.Module):
-    """One [out, in] weight made of named parts ({"q_proj": 576, "k_proj": 192, ...}); no bias."""
+    """One [out, in] weight made of named parts ({"q_proj": 576, "k_proj": 192, ...}), and one bias where asked for."""
 
-    def __init__(self, parts: dict[str, int], in_features: int, dtype: torch.dtype) -> None:
+    def __init__(
+        self, parts: dict[str, int], in_features: int, dtype: torch.dtype, *, bias: bool = False, empty: bool = False
+    ) -> None:
+        """`empty` reserves no weight: each part's is given with `keep`."""
         super().__init__()
         self.parts, self.in_features = dict(parts), in_features
-        self.weight = nn.Parameter(torch.empty(sum(parts.values()), in_features, dtype=dtype), requires_grad=False)
+        out = sum(parts.values())
+        self.weight = nn.Parameter(torch.empty(0 if empty else out, in_features, dtype=dtype), requires_grad=False)
+        self.bias = nn.Parameter(torch.zeros(out, dtype=dtype), requires_grad=False) if bias else None
         self.adapters = nn.ModuleDict()
         self._merged: Tensor | None = None
         self._packed: PackedWeight | None = None
+        self._kept: dict[str, Tensor] = {}
+
+    def keep(self, part: str, weight: Tensor) -> None:
+        """Multiply by this very tensor [out of the part, in], which may be mapped from a file."""
+        self._kept[part] = weight
 
     def slices(self) -> Iterator[tuple[str, slice]]:
         """(part name, rows) in order."""
@@ -134,22 +144,29 @@ class FusedLinear(nn.Module):
     def pack(self) -> None:
         """Keep the weight only as inference wants it, where that pays."""
         assert not self.adapters, "take_adapters() before pack()"
+        if self._kept:
+            return  # blocks would be a copy of the whole file
         self._packed = PackedWeight.of(self.weight.data)
         if self._packed:
             self.weight.data = self.weight.data.new_empty(0)
 
     def forward(self, x: Tensor) -> Tensor:
         if self._packed:
-            return self._packed(x)
+            return self._packed(x, self.bias)
+        if self._kept:
+            out = [linear(x, self._kept[part]) for part in self.parts]
+            whole = torch.cat(out, dim=-1) if len(out) > 1 else out[0]
+            return whole if self.bias is None else whole + self.bias
         if not self.adapters:
-            return linear(x, self.weight)
+            return linear(x, self.weight, self.bias)
         assert self._merged is not None, "refresh() forms the merged weight before the first forward"
         if not torch.is_grad_enabled():
-            return linear(x, self._merged)
+            return linear(x, self._merged, self.bias)
         parts, factors = [], []
         for name, rows in self.slices():
             if name in self.adapters:
                 adapter: Any = self.adapters[name]
                 parts.append((rows.start, rows.stop, adapter.scaling))
                 factors += [adapter.lora_A, adapter.lora_B]
-        return _LowRankLinear.apply(x, self._merged, parts, *factors)  # type: ignore[no-any-return,no-untyped-call]
+        out: Tensor = _LowRankLinear.apply(x, self._merged, parts, *factors)  # type: ignore[no-untyped-call]
+        return out if self.bias is None else out + self.bias

@@ -1,43 +1,26 @@
 """The decoder. One class; training and decoding differ by the `attend` object passed in (a pack, or a KV cache).
 
 T = tokens of all sequences, packed without padding; E = hidden_size; H, K = query and key/value heads; D = head_dim.
-Parameter names follow Hugging Face Llama, except that q/k/v and gate/up are one matrix each (`hf_state` splits them).
+Parameter names follow Hugging Face, except that q/k/v and gate/up are one matrix each (`views` splits them). What
+differs between families is decided by `ModelConfig`; the weights are frozen unless `train_all` is called.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, silu
+from torch.nn.functional import gelu, linear, silu
 
 from riverrun.base.errors import IntegrityError
-from riverrun.models.attention import Attend
+from riverrun.models.attention import Attend, PackedCausal, Past
 from riverrun.models.config import ModelConfig
-from riverrun.models.io.names import layer_names
 from riverrun.models.lora import Adapter, FusedLinear, PackedWeight
+from riverrun.models.rope import Rope, Turn, rotate
 
-__all__ = ["CausalLM", "rope_table", "rotate"]
-
-
-def rope_table(config: ModelConfig, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """cos and sin [T, 1, D] of the half-split rotary embedding (https://arxiv.org/abs/2104.09864); angles in fp32.
-
-    The first half of sin is negative, so that rotating is x * cos + swap_halves(x) * sin.
-    """
-    halves = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
-    angles = positions.float()[:, None] * (1.0 / config.rope_theta**halves)[None, :]  # [T, D/2]
-    cos, sin = angles.cos(), angles.sin()
-    return torch.cat([cos, cos], dim=1)[:, None].to(dtype), torch.cat([-sin, sin], dim=1)[:, None].to(dtype)
-
-
-def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotate [T, heads, D]."""
-    cos, sin = rope
-    first, second = x.chunk(2, dim=-1)
-    return torch.addcmul(x * cos, torch.cat([second, first], dim=-1), sin)
+__all__ = ["CausalLM"]
 
 
 class _SwiGLU(torch.autograd.Function):
@@ -61,101 +44,155 @@ class _SwiGLU(torch.autograd.Function):
 
 
 class _RMSNorm(torch.autograd.Function):
-    """x / rms(x) * weight, formed in fp32 and rounded once; keeps x and one number a row. The weight is frozen."""
+    """x / rms(x) * weight over the last axis, formed in fp32; keeps x and one number a row.
+
+    Llama's norm is rounded before the weight, Gemma's (1 + weight, `plus_one`) once at the end.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, plus_one: bool) -> Tensor:
         squares = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=_wide(x)).square_()
-        scale = torch.rsqrt(squares / x.shape[-1] + eps)  # [T, 1]
+        scale = torch.rsqrt(squares / x.shape[-1] + eps)  # [..., 1]
         ctx.save_for_backward(x, weight, scale)
+        ctx.plus_one = plus_one
+        if plus_one:
+            return (x * scale * (1.0 + weight.to(scale.dtype))).to(x.dtype)
         return (x * scale).to(x.dtype) * weight
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
         x, weight, scale = ctx.saved_tensors
-        inner = grads[0] * weight
+        inner = grads[0] * ((1.0 + weight.to(scale.dtype)) if ctx.plus_one else weight)
         along = (inner * x).sum(dim=-1, keepdim=True, dtype=scale.dtype) * scale.pow(3) / x.shape[-1]
-        return torch.addcmul(inner * scale, x, along, value=-1).to(x.dtype), None, None
+        d_weight = None
+        if ctx.needs_input_grad[1]:
+            d_weight = (grads[0] * x * scale).sum_to_size(weight.shape).to(weight.dtype)
+        return torch.addcmul(inner * scale, x, along, value=-1).to(x.dtype), d_weight, None, None
 
 
 def _wide(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
+class RMSNorm(nn.Module):
+    def __init__(self, size: int, config: ModelConfig, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.plus_one, self.eps = config.norm_plus_one, config.rms_norm_eps
+        start = torch.zeros(size, dtype=dtype) if self.plus_one else torch.ones(size, dtype=dtype)
+        self.weight = nn.Parameter(start, requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _RMSNorm.apply(x, self.weight, self.eps, self.plus_one)  # type: ignore[no-any-return,no-untyped-call]
+
+
 class Attention(nn.Module):
-    def __init__(self, config: ModelConfig, layer: int, dtype: torch.dtype) -> None:
+    def __init__(self, config: ModelConfig, layer: int, dtype: torch.dtype, *, empty: bool = False) -> None:
         super().__init__()
         self.config, self.layer = config, layer
         sizes = {"q_proj": config.query_size, "k_proj": config.kv_size, "v_proj": config.kv_size}
-        self.qkv_proj = FusedLinear(sizes, config.hidden_size, dtype)
-        self.o_proj = FusedLinear({"o_proj": config.hidden_size}, config.query_size, dtype)
+        self.qkv_proj = FusedLinear(sizes, config.hidden_size, dtype, bias=config.qkv_bias, empty=empty)
+        self.o_proj = FusedLinear(
+            {"o_proj": config.hidden_size}, config.query_size, dtype, bias=config.o_bias, empty=empty
+        )
+        self.q_norm = RMSNorm(config.head_dim, config, dtype) if config.qk_norm else None
+        self.k_norm = RMSNorm(config.head_dim, config, dtype) if config.qk_norm else None
+        scalar = config.query_pre_attn_scalar or config.head_dim
+        # the kernels divide by sqrt(head_dim); queries bring what is different
+        self.query_scale = 1.0 if scalar == config.head_dim else (config.head_dim / scalar) ** 0.5
 
-    def forward(self, x_TE: Tensor, rope: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
+    def forward(self, x_TE: Tensor, turn: Turn, attend: Attend) -> Tensor:
         config = self.config
         heads = self.qkv_proj(x_TE).view(x_TE.shape[0], -1, config.head_dim)  # [T, H + 2K, D]
-        turning = config.num_attention_heads + config.num_key_value_heads
-        turned = rotate(heads[:, :turning], rope)  # queries and keys in one pass
-        q, k = turned[:, : config.num_attention_heads], turned[:, config.num_attention_heads :]
+        queries = config.num_attention_heads
+        turning = queries + config.num_key_value_heads
+        qk = heads[:, :turning]
+        if self.q_norm is not None and self.k_norm is not None:
+            qk = torch.cat([self.q_norm(qk[:, :queries]), self.k_norm(qk[:, queries:])], dim=1)
+        turned = rotate(qk, turn)  # queries and keys in one pass
+        q, k = turned[:, :queries], turned[:, queries:]
+        if self.query_scale != 1.0:
+            q = q * self.query_scale
         out = attend(self.layer, q, k, heads[:, turning:])
         return self.o_proj(out.reshape(x_TE.shape[0], -1))  # type: ignore[no-any-return]
 
 
 class MLP(nn.Module):
-    def __init__(self, config: ModelConfig, dtype: torch.dtype) -> None:
+    def __init__(self, config: ModelConfig, dtype: torch.dtype, *, empty: bool = False) -> None:
         super().__init__()
         width = config.intermediate_size
-        self.gate_up_proj = FusedLinear({"gate_proj": width, "up_proj": width}, config.hidden_size, dtype)
-        self.down_proj = FusedLinear({"down_proj": config.hidden_size}, width, dtype)
+        parts = {"gate_proj": width, "up_proj": width}
+        self.gate_up_proj = FusedLinear(parts, config.hidden_size, dtype, bias=config.mlp_bias, empty=empty)
+        self.down_proj = FusedLinear({"down_proj": config.hidden_size}, width, dtype, bias=config.mlp_bias, empty=empty)
+        self.gelu = config.hidden_act == "gelu_pytorch_tanh"
 
     def forward(self, x_TE: Tensor) -> Tensor:
-        return self.down_proj(_SwiGLU.apply(self.gate_up_proj(x_TE)))  # type: ignore[no-any-return,no-untyped-call]
-
-
-class RMSNorm(nn.Module):
-    def __init__(self, size: int, eps: float, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(size, dtype=dtype), requires_grad=False)
-        self.eps = eps
-
-    def forward(self, x_TE: Tensor) -> Tensor:
-        return _RMSNorm.apply(x_TE, self.weight, self.eps)  # type: ignore[no-any-return,no-untyped-call]
+        gate_up = self.gate_up_proj(x_TE)
+        if self.gelu:
+            gate, up = gate_up.chunk(2, dim=-1)
+            return self.down_proj(gelu(gate, approximate="tanh") * up)  # type: ignore[no-any-return]
+        return self.down_proj(_SwiGLU.apply(gate_up))  # type: ignore[no-any-return,no-untyped-call]
 
 
 class DecoderLayer(nn.Module):
-    def __init__(self, config: ModelConfig, layer: int, dtype: torch.dtype) -> None:
+    def __init__(self, config: ModelConfig, layer: int, dtype: torch.dtype, *, empty: bool = False) -> None:
         super().__init__()
-        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype)
-        self.self_attn = Attention(config, layer, dtype)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype)
-        self.mlp = MLP(config, dtype)
+        self.sliding = bool(config.windows) and config.windows[layer] is not None
+        self.input_layernorm = RMSNorm(config.hidden_size, config, dtype)
+        self.self_attn = Attention(config, layer, dtype, empty=empty)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config, dtype)
+        self.mlp = MLP(config, dtype, empty=empty)
+        self.post_norms = config.post_norms
+        if self.post_norms:
+            self.pre_feedforward_layernorm = RMSNorm(config.hidden_size, config, dtype)
+            self.post_feedforward_layernorm = RMSNorm(config.hidden_size, config, dtype)
 
-    def forward(self, x_TE: Tensor, rope: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
-        x_TE = x_TE + self.self_attn(self.input_layernorm(x_TE), rope, attend)
-        return x_TE + self.mlp(self.post_attention_layernorm(x_TE))  # type: ignore[no-any-return]
+    def forward(self, x_TE: Tensor, turns: tuple[Turn, Turn], attend: Attend) -> Tensor:
+        attended = self.self_attn(self.input_layernorm(x_TE), turns[self.sliding], attend)
+        if not self.post_norms:
+            x_TE = x_TE + attended
+            return x_TE + self.mlp(self.post_attention_layernorm(x_TE))  # type: ignore[no-any-return]
+        x_TE = x_TE + self.post_attention_layernorm(attended)
+        return x_TE + self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x_TE)))  # type: ignore[no-any-return]
 
 
 class CausalLM(nn.Module):
     """Embeddings, layers, final norm, head. `forward` gives hidden states; `logits` maps chosen rows of them."""
 
-    def __init__(self, config: ModelConfig, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, config: ModelConfig, dtype: torch.dtype = torch.float32, *, empty: bool = False) -> None:
+        """`empty` reserves no matrices: `load` then keeps the tensors it is given, where their dtype is the model's."""
         super().__init__()
-        self.config, self.dtype = config, dtype
-        table = torch.empty(config.vocab_size, config.hidden_size, dtype=dtype)
+        self.config, self.dtype, self._empty = config, dtype, empty
+        table = torch.empty(0 if empty else config.vocab_size, config.hidden_size, dtype=dtype)
         self.embed_tokens = nn.Parameter(table, requires_grad=False)
-        self.layers = nn.ModuleList(DecoderLayer(config, i, dtype) for i in range(config.num_hidden_layers))
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype)
+        self.layers = nn.ModuleList(
+            DecoderLayer(config, i, dtype, empty=empty) for i in range(config.num_hidden_layers)
+        )
+        self.norm = RMSNorm(config.hidden_size, config, dtype)
+        self._rope = Rope(config)
         self.lm_head = self.embed_tokens
         if not config.tie_word_embeddings:
             self.lm_head = nn.Parameter(torch.empty_like(table), requires_grad=False)
         self._packed_head: PackedWeight | None = None
 
-    def forward(self, ids_T: Tensor, positions_T: Tensor, attend: Attend) -> Tensor:
-        """Token ids and positions -> normed hidden states [T, E]."""
+    def forward(self, ids_T: Tensor, positions_T: Tensor, attend: Attend, lengths_T: Tensor | None = None) -> Tensor:
+        """Token ids and positions -> normed hidden states [T, E].
+
+        `lengths_T`: `ModelConfig.rope_length` of each token's sequence; only dynamic NTK looks at it.
+        """
         x_TE = self.embed_tokens[ids_T]
-        rope = rope_table(self.config, positions_T, self.dtype)
+        if self.config.scale_embeddings:
+            x_TE = x_TE * torch.tensor(self.config.hidden_size**0.5, dtype=self.dtype)
+        turns = self._rope.tables(positions_T, self.dtype, lengths_T)
         for layer in self.layers:
-            x_TE = layer(x_TE, rope, attend)
+            x_TE = layer(x_TE, turns, attend)
         return self.norm(x_TE)  # type: ignore[no-any-return]
+
+    def packed(
+        self, prefix: int, lengths: Sequence[int], *, multiple: int = 1, past: Past | None = None
+    ) -> PackedCausal:
+        """The attention of a pack (`PackedCausal`) in this model's dtype and windows."""
+        windows = self.config.windows
+        return PackedCausal(prefix, lengths, dtype=self.dtype, multiple=multiple, past=past, windows=windows)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[rows, E] -> [rows, vocabulary] in the model's dtype."""
@@ -174,6 +211,11 @@ class CausalLM(nn.Module):
                 for name in names:
                     yield f"model.layers.{index}.{block}", getattr(getattr(layer, block), name)
 
+    def train_all(self) -> None:
+        """Let every weight learn (full fine-tuning, pre-training); they are frozen as they come."""
+        for parameter in self.parameters():
+            parameter.requires_grad_(True)
+
     def refresh(self) -> None:
         """Form the merged weights of all adapters; call after every optimizer step."""
         for _, matrix in self.linears():
@@ -188,37 +230,51 @@ class CausalLM(nn.Module):
 
     def views(self) -> dict[str, Tensor]:
         """Hugging Face name -> view of the tensor here; writing to a view loads it."""
-        out: dict[str, Tensor] = {
-            "model.embed_tokens.weight": self.embed_tokens.data,
-            "model.norm.weight": self.norm.weight.data,
-        }
-        if not self.config.tie_word_embeddings:
-            out["lm_head.weight"] = self.lm_head.data
+        out: dict[str, Tensor] = {"model.embed_tokens.weight": self.embed_tokens.data}
         for prefix, matrix in self.linears():
             for part, rows in matrix.slices():
                 out[f"{prefix}.{part}.weight"] = matrix.weight.data[rows]
-        for index, layer in enumerate(self.layers):
-            for norm in ("input_layernorm", "post_attention_layernorm"):
-                out[f"model.layers.{index}.{norm}.weight"] = getattr(layer, norm).weight.data
+                if matrix.bias is not None:
+                    out[f"{prefix}.{part}.bias"] = matrix.bias.data[rows]
+        for name, module in self.named_modules():
+            if isinstance(module, RMSNorm):
+                out[f"model.{name}.weight"] = module.weight.data
+        if not self.config.tie_word_embeddings:
+            out["lm_head.weight"] = self.lm_head.data
         return out
 
     def load(self, weights: Iterable[tuple[str, Tensor]], origin: str) -> None:
         """Copy named tensors in; IntegrityError names a missing, unknown or misshaped one."""
-        views = self.views()
-        missing = set(layer_names(self.config.num_hidden_layers, tied=self.config.tie_word_embeddings))
+        shapes = self.config.shapes()
+        places = {} if self._empty else self.views()
+        if self._empty:
+            places = {name: view for name, view in self.views().items() if view.dim() == 1}
+        missing = set(shapes)
         for name, tensor in weights:
             if name == "lm_head.weight" and self.config.tie_word_embeddings:
                 continue
-            if name.endswith(".rotary_emb.inv_freq"):  # a constant that old versions of transformers wrote
-                continue
-            if name not in views:
+            if name not in shapes:
                 raise IntegrityError(f"{origin}: tensor '{name}' has no place in a {self.config.model_type} model")
-            if tuple(tensor.shape) != tuple(views[name].shape):
+            if tuple(tensor.shape) != shapes[name]:
                 raise IntegrityError(
-                    f"{origin}: tensor '{name}' has shape {list(tensor.shape)}, "
-                    f"the config needs {list(views[name].shape)}"
+                    f"{origin}: tensor '{name}' has shape {list(tensor.shape)}, the config needs {list(shapes[name])}"
                 )
-            views[name].copy_(tensor)
+            if name in places:
+                places[name].copy_(tensor)
+            else:
+                self._keep(name, tensor.to(self.dtype))
             missing.discard(name)
         if missing:
             raise IntegrityError(f"{origin}: {len(missing)} tensors are missing, the first is '{sorted(missing)[0]}'")
+
+    def _keep(self, name: str, tensor: Tensor) -> None:
+        """Use this very tensor as the matrix of that name."""
+        if name == "model.embed_tokens.weight":
+            self.embed_tokens.data = tensor
+        elif name == "lm_head.weight":
+            self.lm_head.data = tensor
+        else:
+            _, _, index, block, part, _ = name.split(".")
+            layer = getattr(self.layers[int(index)], block)
+            whole = next(matrix for matrix in layer.children() if part in getattr(matrix, "parts", ()))
+            whole.keep(part, tensor)

@@ -118,6 +118,7 @@ def train(
                 "lr": rate,
                 "grad_norm": norm,
                 "label_tokens": denominator,
+                "plain_text": all(pack.plain_text for pack in micro),
             }
             result.losses.append(row)
             result.seconds = time.monotonic() - started

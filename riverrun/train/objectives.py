@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from riverrun.data.packing import Pack
-from riverrun.models.attention import PackedCausal
 from riverrun.models.transformer import CausalLM
 from riverrun.train.loss import linear_cross_entropy
 
@@ -17,7 +16,7 @@ SHAPE_MULTIPLE = 128
 
 def supervised(model: CausalLM, pack: Pack) -> Tensor:
     """Sum of the next-token loss over the pack's learned tokens (supervised fine-tuning)."""
-    attend = PackedCausal(pack.prefix, pack.lengths, dtype=model.dtype, multiple=SHAPE_MULTIPLE)
+    attend = model.packed(pack.prefix, pack.lengths, multiple=SHAPE_MULTIPLE)
     ids = torch.tensor(pack.ids() + [0] * attend.padding)
     hidden = model(ids, attend.positions, attend)
     places, targets = pack.targets()

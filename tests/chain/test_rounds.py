@@ -239,6 +239,12 @@ def test_stopped_at_the_very_end_nothing_is_trained_again(
     assert ends[0] == ends[1]
 
 
+def test_texts_against_forgetting_say_nothing_about_what_is_learned() -> None:
+    steps = [{"loss": 1.0}, {"loss": 3.1, "plain_text": True}, {"loss": 0.3, "plain_text": False}]
+    assert rounds._taught(steps) == [1.0, 0.3]
+    assert rounds._taught(steps[1:2]) == [3.1]
+
+
 # What is read when.
 
 

@@ -33,7 +33,7 @@ from riverrun.train.finetune import read_rows
 from tests.models.tiny import config_json, hf_folder
 
 
-@pytest.mark.parametrize("change", [{"hidden_size": None}, {"num_attention_heads": 0}, {"vocab_size": -1}])
+@pytest.mark.parametrize("change", [{"hidden_size": 0}, {"num_attention_heads": 0}, {"vocab_size": -1}])
 def test_impossible_configs(change: dict[str, Any]) -> None:
     raw = {k: v for k, v in (config_json("gqa") | change).items() if v is not None}
     with pytest.raises(ConfigError):
@@ -205,7 +205,7 @@ def test_old_checkpoints_do_not_displace_those_of_a_new_run(tmp_path: Path) -> N
         weight.grad = torch.ones(2)
         optimizer.step()
         checkpoint.save(tmp_path, step, {"w": weight}, optimizer, {"identity": "old", "losses": []})
-    pack = type("P", (), {"label_tokens": 1, "computed_tokens": 1, "row_tokens": 1})()
+    pack = type("P", (), {"label_tokens": 1, "computed_tokens": 1, "row_tokens": 1, "plain_text": False})()
     batches = type("B", (), {"batch": lambda self, step: [pack]})()
     config = LoopConfig(5, 0.1, "constant", 0, 1.0, (0.9, 0.99), 0.0, 2, "new")
     train(

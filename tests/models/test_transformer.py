@@ -182,8 +182,9 @@ def test_what_cannot_be_loaded_is_named(tmp_path: Path) -> None:
         model.load(wrong.items(), "file")
     for data, text in (
         ({"model_type": "mamba"}, "model_type 'mamba' is not supported, supported: llama"),
-        ({"model_type": "llama", "rope_scaling": {"type": "yarn"}}, "rope_scaling"),
-        ({"model_type": "llama", "attention_bias": True}, "attention_bias = True"),
+        ({"model_type": "qwen3_moe"}, r"'qwen3_moe' is not supported.* The closest is qwen3\."),
+        ({"model_type": "llama", "rope_scaling": {"type": "longrope"}}, "rope_type 'longrope' is not supported"),
+        ({"model_type": "llama", "partial_rotary_factor": 0.5}, r"partial_rotary_factor = 0\.5 is not supported"),
     ):
         with pytest.raises(UnsupportedError, match=text):
             ModelConfig.from_hf(tiny_config().model_dump() | data)

@@ -1,13 +1,14 @@
-"""Hugging Face folders: config.json, safetensors (single or sharded), tokenizer.json, chat template. torch inside.
+"""Hugging Face folders: config.json and safetensors, single or sharded, one tensor at a time. torch inside.
 
-Weights may stand as plain tensors, or on the 4-bit group grid of `models/quantized` (`quantization_config.quant_method`
-= "group4": <name>.packed, .scale, .zero per matrix and <name>.codes, .scale for the 8-bit embedding).
+`Weights` reads plain tensors lazily and knows before the first one whether all are there and fit. Weights on the 4-bit
+group grid of `models/quantized` (`quantization_config.quant_method` = "group4": <name>.packed, .scale, .zero per matrix
+and <name>.codes, .scale for the 8-bit embedding) are read in order by `read_weights`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from riverrun.base.artifacts import atomic_file, write_json
+from riverrun.base.artifacts import write_json
 from riverrun.base.errors import InputError, IntegrityError, UnsupportedError
-from riverrun.base.optional import require
 from riverrun.models.config import ModelConfig
+from riverrun.models.io.layouts import join_parts, split_parts, stored_shape
+from riverrun.models.io.names import is_constant, plain_name, stored_names
+from riverrun.models.io.safetensors import Entry, SafetensorsFile, write_safetensors
 from riverrun.models.quantized import (
     GroupQuantized,
     dequantize_groups,
@@ -27,9 +30,23 @@ from riverrun.models.quantized import (
     quantize_rows,
 )
 
-__all__ = ["read_weights", "write_quantized", "write_weights"]
+__all__ = ["SHARD_BYTES", "Weights", "read_weights", "write_quantized", "write_weights"]
 
 SHARD_INDEX = "model.safetensors.index.json"
+SHARD_BYTES = 5_000_000_000
+_DTYPES = {
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "I16": torch.int16,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I32": torch.int32,
+    "F32": torch.float32,
+    "F64": torch.float64,
+    "I64": torch.int64,
+}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
 def _files(folder: Path) -> list[Path]:
@@ -50,51 +67,185 @@ def _files(folder: Path) -> list[Path]:
     return files
 
 
-def _open(file: Path) -> Any:
-    try:
-        return require("safetensors", extra="serve").safe_open(str(file), framework="pt")
-    except Exception as error:  # SafetensorError and OSError, both with a short text
-        raise IntegrityError(f"{file} is not a whole safetensors file ({error}): fetch or write it again") from None
+def _tensor(file: SafetensorsFile, entry: Entry) -> Tensor:
+    if entry.dtype not in _DTYPES:
+        raise UnsupportedError(
+            f"{file.path}: tensor '{entry.name}' is of type {entry.dtype}, read: {', '.join(_DTYPES)}"
+        )
+    data = file.read(entry)
+    return torch.frombuffer(data, dtype=_DTYPES[entry.dtype]).view(entry.shape) if data else _empty(entry)
 
 
-def read_weights(folder: Path, quantization: Mapping[str, Any] | None) -> Iterator[tuple[str, Tensor]]:
-    """(name, tensor) one at a time; quantised matrices come dequantised to float32."""
-    if quantization and quantization.get("quant_method") != "group4":
+def _empty(entry: Entry) -> Tensor:
+    return torch.empty(entry.shape, dtype=_DTYPES[entry.dtype])
+
+
+class Weights(Mapping[str, Tensor]):
+    """The tensors of a folder by our names, each read when it is asked for.
+
+    IntegrityError names a tensor that is missing, has no place or another shape than the config's, before any is read.
+    """
+
+    def __init__(self, folder: Path, config: ModelConfig) -> None:
+        self.folder, self.config = folder, config
+        self.files = [SafetensorsFile(file) for file in _files(folder)]
+        self._stored = stored_names(config)
+        self._whose = {name: theirs for theirs, parts in self._stored.items() for name in parts}
+        self._places: dict[str, tuple[SafetensorsFile, Entry]] = {}
+        for file in self.files:
+            for entry in file.entries.values():
+                if (name := plain_name(entry.name)) is not None:
+                    self._place(name, file, entry)
+        if missing := [theirs for theirs in self._stored if theirs not in self._places]:
+            raise IntegrityError(f"{folder}: {len(missing)} tensors are missing, the first is '{missing[0]}'")
+        self._last: tuple[str, list[Tensor]] = ("", [])
+        self._maps: dict[SafetensorsFile, memoryview] = {}
+
+    def _place(self, name: str, file: SafetensorsFile, entry: Entry) -> None:
+        tied = self.config.tie_word_embeddings and name in ("lm_head.weight", "output.weight")
+        if tied or is_constant(name):
+            return
+        if name not in self._stored:
+            raise IntegrityError(f"{file.path}: tensor '{entry.name}' has no place in a {self.config.model_type} model")
+        needed = stored_shape(self.config, self._stored[name])
+        if entry.shape != needed:
+            raise IntegrityError(
+                f"{file.path}: tensor '{entry.name}' has shape {list(entry.shape)}, the config needs {list(needed)}"
+            )
+        self._places[name] = file, entry
+
+    def __getitem__(self, name: str) -> Tensor:
+        theirs = self._whose[name]
+        if self._last[0] != theirs:  # q, k and v are asked for one after another
+            parts = self._stored[theirs]
+            self._last = theirs, split_parts(self.config, _tensor(*self._places[theirs]), parts)
+        found = self._last[1][self._stored[theirs].index(name)]
+        if name == self._stored[theirs][-1]:
+            self._last = ("", [])
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._whose)
+
+    def __len__(self) -> int:
+        return len(self._whose)
+
+    def mapped(self, name: str) -> Tensor:
+        """The tensor as a view of the mapped file where it is stored alone, else as `[name]` gives it."""
+        theirs = self._whose[name]
+        file, entry = self._places[theirs]
+        dtype = _DTYPES.get(entry.dtype)
+        if len(self._stored[theirs]) > 1 or dtype is None or not entry.nbytes:
+            return self[name]
+        if file not in self._maps:
+            self._maps[file] = file.map_data()
+        data = self._maps[file][entry.start : entry.start + entry.nbytes]
+        return torch.frombuffer(data, dtype=dtype).view(entry.shape)
+
+    def dtype(self, name: str) -> torch.dtype:
+        """As it is stored."""
+        return _DTYPES[self._places[self._whose[name]][1].dtype]
+
+    def partition(self) -> list[tuple[str, list[str]]]:
+        """(file name, names of its tensors in the order of their data) of each file."""
+        kept = {id(entry) for _, entry in self._places.values()}
+        return [(file.path.name, [e.name for e in file.entries.values() if id(e) in kept]) for file in self.files]
+
+
+def read_weights(
+    folder: Path, quantization: Mapping[str, Any] | None, config: ModelConfig | None = None
+) -> Iterator[tuple[str, Tensor]]:
+    """(our name, tensor) one at a time; quantised matrices come dequantised to float32."""
+    if not quantization:
+        config = config or ModelConfig.from_hf(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+        yield from Weights(folder, config).items()
+        return
+    if quantization.get("quant_method") != "group4":
         raise UnsupportedError(f"{folder}: quant_method '{quantization.get('quant_method')}' is not read, read: group4")
-    for file in _files(folder):
-        with _open(file) as handle:
-            for name in handle.keys():  # noqa: SIM118 - not a dict
-                if not quantization:
-                    yield name, handle.get_tensor(name)
-                elif name.endswith(".packed"):
-                    stem = name.removesuffix(".packed")
-                    packed, scale, zero = (
-                        handle.get_tensor(f"{stem}.{part}").numpy() for part in ("packed", "scale", "zero")
-                    )
-                    matrix = GroupQuantized(packed, scale, zero, int(quantization["group_size"]))
-                    yield stem, torch.from_numpy(dequantize_groups(matrix))
-                elif name.endswith(".codes"):
-                    stem = name.removesuffix(".codes")
-                    codes, scale = handle.get_tensor(name).numpy(), handle.get_tensor(f"{stem}.scale").numpy()
-                    yield stem, torch.from_numpy(dequantize_rows(codes, scale))
-                elif not name.endswith((".scale", ".zero")):
-                    yield name, handle.get_tensor(name)
+    for path in _files(folder):
+        file = SafetensorsFile(path)
+        for name, entry in file.entries.items():
+            if name.endswith(".packed"):
+                stem = name.removesuffix(".packed")
+                packed, scale, zero = (
+                    _tensor(file, file.entries[f"{stem}.{part}"]).numpy() for part in ("packed", "scale", "zero")
+                )
+                matrix = GroupQuantized(packed, scale, zero, int(quantization["group_size"]))
+                yield stem, torch.from_numpy(dequantize_groups(matrix))
+            elif name.endswith(".codes"):
+                stem = name.removesuffix(".codes")
+                codes, scale = (_tensor(file, file.entries[key]).numpy() for key in (name, f"{stem}.scale"))
+                yield stem, torch.from_numpy(dequantize_rows(codes, scale))
+            elif not name.endswith((".scale", ".zero")):
+                yield name, _tensor(file, entry)
 
 
-def _save(folder: Path, config: Mapping[str, Any], tensors: dict[str, Tensor]) -> None:
-    serialize = require("safetensors.torch", extra="serve").save
+def raw_bytes(tensor: Tensor) -> memoryview:
+    """The bytes of a tensor, row-major."""
+    return memoryview(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()).cast("B")
+
+
+def _save(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "config.json", dict(config))
-    with atomic_file(folder / "model.safetensors", "wb") as handle:
-        handle.write(
-            serialize({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata={"format": "pt"})
-        )
+    entries = [Entry(name, _NAMES[tensor.dtype], tuple(tensor.shape)) for name, tensor in tensors.items()]
+    entries.sort(key=lambda entry: (-(entry.nbytes // max(1, _count(entry))), entry.name))
+    write_safetensors(
+        folder / "model.safetensors", entries, (raw_bytes(tensors[e.name]) for e in entries), {"format": "pt"}
+    )
 
 
-def write_weights(folder: Path, config: ModelConfig, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> None:
-    """config.json and one model.safetensors that `transformers` loads."""
-    name = str(dtype).removeprefix("torch.")
-    _save(folder, config.to_hf() | {"torch_dtype": name}, {key: tensor.to(dtype) for key, tensor in tensors.items()})
+def _count(entry: Entry) -> int:
+    return int(np.prod(entry.shape))
+
+
+def write_weights(
+    folder: Path,
+    config: ModelConfig,
+    tensors: Mapping[str, Tensor],
+    dtype: torch.dtype,
+    *,
+    shard_bytes: int = SHARD_BYTES,
+    partition: Sequence[tuple[str, list[str]]] = (),
+) -> None:
+    """config.json and safetensors as `transformers` (InternLM2: its published code) reads them, tensor by tensor.
+
+    Shards have at most `shard_bytes`, or are those of `partition` (file name, names of its tensors).
+    """
+    name = _NAMES[dtype]
+    stored = stored_names(config)
+    entries = {theirs: Entry(theirs, name, stored_shape(config, parts)) for theirs, parts in stored.items()}
+    files = list(partition) or _cut(list(entries.values()), shard_bytes)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "config.json", config.to_hf() | {"torch_dtype": str(dtype).removeprefix("torch.")})
+
+    def data(names: Sequence[str]) -> Iterator[memoryview]:
+        for theirs in names:
+            whole = join_parts(config, [tensors[part] for part in stored[theirs]])
+            yield raw_bytes(whole.to(dtype))
+
+    for file, names in files:
+        write_safetensors(folder / file, [entries[each] for each in names], data(names), {"format": "pt"})
+    if len(files) > 1:
+        total = sum(entry.nbytes for entry in entries.values())
+        where = {theirs: file for file, names in files for theirs in names}
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}
+        write_json(folder / SHARD_INDEX, index)
+
+
+def _cut(entries: Sequence[Entry], shard_bytes: int) -> list[tuple[str, list[str]]]:
+    """Shards in the order of the model, each filled until the next tensor would be too much."""
+    shards: list[list[Entry]] = [[]]
+    for entry in entries:
+        if shards[-1] and sum(each.nbytes for each in shards[-1]) + entry.nbytes > shard_bytes:
+            shards.append([])
+        shards[-1].append(entry)
+    if len(shards) == 1:
+        return [("model.safetensors", sorted(entry.name for entry in shards[0]))]
+    return [
+        (f"model-{number:05d}-of-{len(shards):05d}.safetensors", sorted(entry.name for entry in shard))
+        for number, shard in enumerate(shards, 1)
+    ]
 
 
 def write_quantized(folder: Path, config: ModelConfig, tensors: Mapping[str, Tensor], group_size: int) -> None:

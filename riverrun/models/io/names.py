@@ -1,8 +1,10 @@
-"""Tensor names. Inside, the names of Hugging Face Llama are used: loading such a checkpoint is the identity."""
+"""Tensor names. Inside, the names of Hugging Face are used: loading a checkpoint of most families is the identity."""
 
 from __future__ import annotations
 
-__all__ = ["GGUF_LAYER", "GGUF_TOP", "LAYER_WEIGHTS", "from_gguf", "layer_names"]
+from riverrun.models.config import ModelConfig, families
+
+__all__ = ["GGUF_LAYER", "GGUF_TOP", "from_gguf", "is_constant", "plain_name", "stored_names"]
 
 GGUF_TOP = {
     "token_embd.weight": "model.embed_tokens.weight",
@@ -20,7 +22,22 @@ GGUF_LAYER = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
-LAYER_WEIGHTS = tuple(GGUF_LAYER.values())
+INTERNLM2_TOP = {
+    "model.embed_tokens.weight": "model.tok_embeddings.weight",
+    "model.norm.weight": "model.norm.weight",
+    "lm_head.weight": "output.weight",
+}
+INTERNLM2_LAYER = {
+    "self_attn.q_proj": "attention.wqkv",  # q, k and v of each key head together, see io/layouts
+    "self_attn.k_proj": "attention.wqkv",
+    "self_attn.v_proj": "attention.wqkv",
+    "self_attn.o_proj": "attention.wo",
+    "mlp.gate_proj": "feed_forward.w1",
+    "mlp.up_proj": "feed_forward.w3",
+    "mlp.down_proj": "feed_forward.w2",
+    "input_layernorm": "attention_norm",
+    "post_attention_layernorm": "ffn_norm",
+}
 
 
 def from_gguf(name: str) -> str | None:
@@ -33,7 +50,36 @@ def from_gguf(name: str) -> str | None:
     return None
 
 
-def layer_names(layers: int, *, tied: bool) -> list[str]:
-    """All tensor names of a model with that many layers."""
-    names = ["model.embed_tokens.weight", "model.norm.weight"] + ([] if tied else ["lm_head.weight"])
-    return names + [f"model.layers.{i}.{weight}.weight" for i in range(layers) for weight in LAYER_WEIGHTS]
+def _internlm2(name: str) -> str:
+    if name in INTERNLM2_TOP:
+        return INTERNLM2_TOP[name]
+    model, layers, index, part = name.split(".", 3)
+    block, kind = part.rsplit(".", 1)
+    return f"{model}.{layers}.{index}.{INTERNLM2_LAYER[block]}.{kind}"
+
+
+def stored_names(config: ModelConfig) -> dict[str, tuple[str, ...]]:
+    """Name in the family's files -> our names of what it holds, in the order of those files."""
+    if families()[config.model_type].get("layout") != "internlm2":
+        return {name: (name,) for name in config.shapes()}
+    out: dict[str, tuple[str, ...]] = {}
+    for name in config.shapes():
+        theirs = _internlm2(name)
+        out[theirs] = (*out.get(theirs, ()), name)
+    return out
+
+
+def plain_name(name: str) -> str | None:
+    """The text model's name of a tensor in a file that may hold pictures too; None: not of the text model."""
+    for prefix, start in (("language_model.", ""), ("model.language_model.", "model.")):
+        if name.startswith(prefix):
+            return start + name.removeprefix(prefix)
+    return None if name.startswith(_PICTURES) else name
+
+
+_PICTURES = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.")
+
+
+def is_constant(name: str) -> bool:
+    """Tables that old versions of the published code wrote beside the weights."""
+    return name.endswith(".rotary_emb.inv_freq")

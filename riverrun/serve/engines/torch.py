@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from riverrun.models.attention import PackedCausal
 from riverrun.models.cache import SlotAttend, SlotCache
 from riverrun.models.load import Checkpoint, load_model
 from riverrun.serve.engine import Branch
@@ -68,7 +67,7 @@ class TorchEngine:
     def branch(self, slot: int, last: int, branches: Sequence[Sequence[int]]) -> list[Branch]:
         ids = [[last, *branch] for branch in branches]
         past = partial(self.cache.past, slot)
-        attend = PackedCausal(self.held(slot), [len(row) for row in ids], dtype=self.dtype, past=past)
+        attend = self.model.packed(self.held(slot), [len(row) for row in ids], past=past)
         hidden = self.model(torch.tensor([i for row in ids for i in row]), attend.positions, attend)
         out, start = [], 0
         for branch, row in zip(branches, ids, strict=True):

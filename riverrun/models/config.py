@@ -104,7 +104,7 @@ class ModelConfig(Config):
     """A norm after attention and one after the MLP, each before its sum (Gemma)."""
     scale_embeddings: bool = False
     """Embeddings times sqrt(hidden_size), rounded to the compute dtype (Gemma)."""
-    query_pre_attn_scalar: float | None = Field(default=None, gt=0)
+    query_pre_attn_scalar: int | float | None = Field(default=None, gt=0)
     sliding_window: int | None = Field(default=None, gt=0)
     layer_types: tuple[LayerType, ...] = ()
     tie_word_embeddings: bool = False

@@ -230,18 +230,26 @@ class CausalLM(nn.Module):
 
     def views(self) -> dict[str, Tensor]:
         """Hugging Face name -> view of the tensor here; writing to a view loads it."""
-        out: dict[str, Tensor] = {"model.embed_tokens.weight": self.embed_tokens.data}
+        return {name: parameter.data[rows] for name, parameter, rows in self._named()}
+
+    def gradients(self) -> dict[str, Tensor]:
+        """Hugging Face name -> view of the gradient of each weight that has one."""
+        return {name: parameter.grad[rows] for name, parameter, rows in self._named() if parameter.grad is not None}
+
+    def _named(self) -> Iterator[tuple[str, nn.Parameter, slice]]:
+        """(Hugging Face name, parameter, its rows) of every tensor of a checkpoint."""
+        every = slice(None)
+        yield "model.embed_tokens.weight", self.embed_tokens, every
         for prefix, matrix in self.linears():
             for part, rows in matrix.slices():
-                out[f"{prefix}.{part}.weight"] = matrix.weight.data[rows]
+                yield f"{prefix}.{part}.weight", matrix.weight, rows
                 if matrix.bias is not None:
-                    out[f"{prefix}.{part}.bias"] = matrix.bias.data[rows]
+                    yield f"{prefix}.{part}.bias", matrix.bias, rows
         for name, module in self.named_modules():
             if isinstance(module, RMSNorm):
-                out[f"model.{name}.weight"] = module.weight.data
+                yield f"model.{name}.weight", module.weight, every
         if not self.config.tie_word_embeddings:
-            out["lm_head.weight"] = self.lm_head.data
-        return out
+            yield "lm_head.weight", self.lm_head, every
 
     def load(self, weights: Iterable[tuple[str, Tensor]], origin: str) -> None:
         """Copy named tensors in; IntegrityError names a missing, unknown or misshaped one."""

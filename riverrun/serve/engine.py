@@ -27,8 +27,15 @@ class Engine(Protocol):
         """Tokens a slot holds."""
         ...
 
-    def copy_prefix(self, source: int, target: int, tokens: int) -> None:
-        """`target` now holds the first `tokens` tokens of `source`."""
+    def position_key(self, prompt_tokens: int) -> int:
+        """What a sequence's positions depend on beside themselves: sequences of other keys share no tokens.
+
+        0 but for models whose rotary base follows the prompt's length (dynamic NTK).
+        """
+        ...
+
+    def copy_prefix(self, source: int, target: int, tokens: int, key: int = 0) -> None:
+        """`target` now holds the first `tokens` tokens of `source`, and those to come have that position key."""
         ...
 
     def forward(self, slots: Sequence[int], new: Sequence[Sequence[int]]) -> NDArray[np.float32]:

@@ -58,10 +58,10 @@ class LLM:
         """`context` 0 takes the model's own length, at most 4096 tokens a slot; `engine` replaces the torch engine."""
         self._opened = load_checkpoint(Path(path), adapter=adapter)
         self._tokenizer, self._template, self._codec = self._opened.tokenizer, self._opened.template, get_codec(codec)
-        longest = self._opened.config.max_position_embeddings
-        if context > longest:
+        longest = self._opened.config.longest
+        if longest is not None and context > longest:
             raise CapacityError(f"context {context} is more than the model's {longest}: choose at most {longest}")
-        self._context = context or min(longest, 4096)
+        self._context = context or min(longest or 4096, 4096)
         digest = self._opened.digest()
         self._info = ModelInfo(name or Path(path).stem, digest, self._context, self._template.sha256)
 
@@ -320,17 +320,19 @@ class LLM:
         """Take a slot and what other slots know of the prompt; False when the sequence should wait."""
         if not self._table.free:
             return False
-        source, shared = self._table.best_prefix(sequence.prompt)
+        key = self._engine.position_key(len(sequence.prompt))
+        source, shared = self._table.best_prefix(sequence.prompt, key)
         begun = [other for other in self._running if other.uncomputed]
         budget = PREFILL_TOKENS - sum(other.uncomputed for other in begun)
-        coming = max((common_prefix(other.prompt, sequence.prompt) for other in begun), default=0)
+        alike = [other for other in begun if self._table.keys[other.slot] == key]
+        coming = max((common_prefix(other.prompt, sequence.prompt) for other in alike), default=0)
         if begun and (budget < len(sequence.prompt) - shared or coming >= shared + WORTH_WAITING):
             return False
         sequence.slot = self._table.take(source, shared)
         self._running.append(sequence)
         self._table.tokens[sequence.slot] = []  # true at every moment, should the engine fail
-        self._engine.copy_prefix(source, sequence.slot, shared)
-        self._table.tokens[sequence.slot] = sequence.prompt[:shared]
+        self._engine.copy_prefix(source, sequence.slot, shared, key)
+        self._table.tokens[sequence.slot], self._table.keys[sequence.slot] = sequence.prompt[:shared], key
         sequence.cached_tokens = sequence.computed = shared
         if sequence.params.temperature:
             self._random[sequence] = generator(sequence.params)
@@ -408,13 +410,13 @@ class LLM:
         for index, (before, _) in enumerate(pairs):
             groups.setdefault(tuple(before), []).append(index)
         for shared, members in groups.items():
-            slot = self._hold(list(shared[:-1]))
+            slot = self._hold(list(shared[:-1]), self._engine.position_key(len(shared)))
             branches = self._engine.branch(slot, shared[-1], [pairs[index][1] for index in members])
             for index, branch in zip(members, branches, strict=True):
                 out[index] = Score(tuple(float(p) for p in branch.logprobs), bool(branch.greedy.all()))
         return [score for score in out if score is not None]
 
-    def _hold(self, tokens: list[int]) -> int:
+    def _hold(self, tokens: list[int], key: int) -> int:
         """A slot that holds exactly these tokens; it stays free, so the next caller may overwrite it."""
         while not self._table.free:
             try:
@@ -422,12 +424,12 @@ class LLM:
             except Exception as error:
                 self._fail_running(error)
                 raise
-        source, shared = self._table.best_prefix([*tokens, -1])
+        source, shared = self._table.best_prefix([*tokens, -1], key)
         slot = self._table.take(source, shared)
         try:
             self._table.tokens[slot] = []
-            self._engine.copy_prefix(source, slot, shared)
-            self._table.tokens[slot] = tokens[:shared]
+            self._engine.copy_prefix(source, slot, shared, key)
+            self._table.tokens[slot], self._table.keys[slot] = tokens[:shared], key
             for start in range(shared, len(tokens), PREFILL_TOKENS):
                 self._engine.forward([slot], [tokens[start : start + PREFILL_TOKENS]])
             self._table.tokens[slot] = list(tokens)

@@ -37,20 +37,25 @@ def shared_beginning(sequences: Sequence[Sequence[int]]) -> int:
 
 
 class SlotTable:
-    """`tokens[slot]` are the ids whose keys and values the engine holds there."""
+    """`tokens[slot]` are the ids whose keys and values the engine holds there, at positions of `keys[slot]`."""
 
     def __init__(self, slots: int) -> None:
         self.tokens: list[list[int]] = [[] for _ in range(slots)]
+        self.keys = [0] * slots
         self._free: list[int] = list(range(slots))  # least recently used first
 
     @property
     def free(self) -> int:
         return len(self._free)
 
-    def best_prefix(self, prompt: Sequence[int]) -> tuple[int, int]:
+    def best_prefix(self, prompt: Sequence[int], key: int = 0) -> tuple[int, int]:
         """(slot, tokens) with the longest usable beginning of the prompt; its last token is always computed."""
-        best = max(range(len(self.tokens)), key=lambda slot: common_prefix(self.tokens[slot], prompt))
-        return best, min(common_prefix(self.tokens[best], prompt), len(prompt) - 1)
+
+        def usable(slot: int) -> int:
+            return common_prefix(self.tokens[slot], prompt) if self.keys[slot] == key else 0
+
+        best = max(range(len(self.tokens)), key=usable)
+        return best, min(usable(best), len(prompt) - 1)
 
     def take(self, source: int, shared: int) -> int:
         """Own a free slot: the source itself when nothing of it would be lost, else the one unused for longest."""

@@ -211,6 +211,31 @@ def test_slots_prefer_the_longest_beginning_and_are_conserved() -> None:
     table.check_integrity([other])
 
 
+def test_prompts_of_other_lengths_share_no_tokens_where_the_rotary_base_follows_them(tmp_path: Path) -> None:
+    """Dynamic NTK: a long prompt has a base of its own, whoever runs beside it and whatever stands in the slots."""
+    scaling = {"rope_type": "dynamic", "factor": 2.0}
+    folder = write_tiny(tmp_path, max_position_embeddings=64, rope_scaling=scaling)
+    asked = requests(6)
+    with LLM(folder, dtype="float32", slots=3, context=300) as opened:
+        alone = [opened.generate([request])[0] for request in asked]
+        key = opened._engine.position_key
+        assert key(64) == 0
+        assert key(alone[0].usage.prompt_tokens) == alone[0].usage.prompt_tokens
+    with LLM(folder, dtype="float32", slots=3, context=300) as opened:
+        together = opened.generate(asked)
+        again = opened.generate(asked)
+        scored = opened.score(asked[0].messages, ["yes", "no"])
+        assert all(score.logprobs for score in scored)
+    assert [each.raw for each in together] == [each.raw for each in alone] == [each.raw for each in again]
+    assert sum(each.usage.cached_tokens for each in again) > 0, "the same prompt is the same key"
+    lengths = {each.usage.prompt_tokens for each in alone}
+    assert len(lengths) > 1
+    table = SlotTable(2)
+    table.tokens[0], table.keys[0] = [1, 2, 3, 4], 100
+    assert table.best_prefix([1, 2, 3, 4, 5], 100) == (0, 4)
+    assert table.best_prefix([1, 2, 3, 4, 5], 101)[1] == 0
+
+
 def test_tools_reach_the_prompt(model: LLM) -> None:
     tool = ToolSpec("look", "Look.", {"type": "object", "properties": {"q": {"type": "string"}}, "required": ["q"]})
     plain = model._sequence(Request((Message.of("user", "Hi"),)))

@@ -35,6 +35,7 @@ class TorchEngine:
         self.cache = SlotCache(opened.config, slots, context, self.dtype)
         self.slots, self.context = slots, context
         self._tokens: list[list[int]] = [[] for _ in range(slots)]
+        self._keys = [0] * slots
 
     @classmethod
     def open(cls, opened: Checkpoint, *, slots: int, context: int, threads: int, dtype: str) -> TorchEngine:
@@ -47,16 +48,28 @@ class TorchEngine:
     def held(self, slot: int) -> int:
         return self.cache.lengths[slot]
 
-    def copy_prefix(self, source: int, target: int, tokens: int) -> None:
+    def position_key(self, prompt_tokens: int) -> int:
+        return self.model.config.rope_length(prompt_tokens)
+
+    def copy_prefix(self, source: int, target: int, tokens: int, key: int = 0) -> None:
+        assert not tokens or self._keys[source] == key, f"slot {source} has key {self._keys[source]}, not {key}"
         with torch.inference_mode():
             self.cache.copy_prefix(source, target, tokens)
-        self._tokens[target] = self._tokens[source][:tokens]
+        self._tokens[target], self._keys[target] = self._tokens[source][:tokens], key
+
+    def _lengths(self, slots: Sequence[int], counts: Sequence[int]) -> torch.Tensor | None:
+        """`lengths_T` of the model's forward; None while every sequence has the plain base."""
+        keys = [self._keys[slot] for slot in slots]
+        return torch.repeat_interleave(torch.tensor(keys), torch.tensor(counts)) if any(keys) else None
 
     @torch.inference_mode()
     def forward(self, slots: Sequence[int], new: Sequence[Sequence[int]]) -> NDArray[np.float32]:
-        common = shared_beginning([self._tokens[slot] for slot in slots])
-        attend = SlotAttend(self.cache, slots, [len(ids) for ids in new], common)
-        hidden = self.model(torch.tensor([i for ids in new for i in ids]), attend.positions, attend)
+        alike = len({self._keys[slot] for slot in slots}) == 1
+        common = shared_beginning([self._tokens[slot] for slot in slots]) if alike else 0
+        counts = [len(ids) for ids in new]
+        attend = SlotAttend(self.cache, slots, counts, common)
+        ids = torch.tensor([i for ids in new for i in ids])
+        hidden = self.model(ids, attend.positions, attend, self._lengths(slots, counts))
         attend.commit()
         for slot, ids in zip(slots, new, strict=True):
             self._tokens[slot] += ids
@@ -68,7 +81,8 @@ class TorchEngine:
         ids = [[last, *branch] for branch in branches]
         past = partial(self.cache.past, slot)
         attend = self.model.packed(self.held(slot), [len(row) for row in ids], past=past)
-        hidden = self.model(torch.tensor([i for row in ids for i in row]), attend.positions, attend)
+        lengths = self._lengths([slot], [len(attend.positions)])
+        hidden = self.model(torch.tensor([i for row in ids for i in row]), attend.positions, attend, lengths)
         out, start = [], 0
         for branch, row in zip(branches, ids, strict=True):
             chosen, greedy = self._judge(hidden[start : start + len(branch)], torch.tensor(list(branch)))

@@ -1,0 +1,199 @@
+"""Every family against transformers: logits, greedy text, gradients of all weights, and what is written back."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from riverrun.models.cache import SlotAttend, SlotCache
+from riverrun.models.config import ModelConfig, families
+from riverrun.models.io.hf import Weights, write_weights
+from riverrun.models.load import load_config
+from riverrun.models.transformer import CausalLM
+from riverrun.train.loss import linear_cross_entropy
+from tests.models.families import CASES, make_folder
+
+pytest.importorskip("transformers", reason="not run here: transformers")
+
+LENGTH = 72  # beyond the windows and the trained length of the cases that have one
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    root = tmp_path_factory.mktemp("families")
+
+    @cache
+    def one(case: str) -> tuple[Path, Any]:
+        return root / case, make_folder(case, root / case)
+
+    return one
+
+
+def ids_of(count: int, seed: int = 1) -> torch.Tensor:
+    return torch.randint(3, 320, (count,), generator=torch.Generator().manual_seed(seed))
+
+
+def ours_of(folder: Path, *, learn: bool = False) -> CausalLM:
+    config = load_config(folder)
+    model = CausalLM(config)
+    with torch.no_grad():
+        model.load(Weights(folder, config).items(), str(folder))
+    if learn:
+        model.train_all()
+    return model
+
+
+def hidden_of(model: CausalLM, ids: torch.Tensor) -> torch.Tensor:
+    attend = model.packed(0, [len(ids)])
+    lengths = torch.full((len(ids),), model.config.rope_length(len(ids)))
+    return model(ids, attend.positions, attend, lengths)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_logits_and_parameters_are_those_of_the_reference(case: str, made: Any) -> None:
+    folder, reference = made(case)
+    model, ids = ours_of(folder), ids_of(LENGTH)
+    with torch.no_grad():
+        ours, theirs = model.logits(hidden_of(model, ids)), reference(ids[None]).logits[0]
+    assert float((ours - theirs).abs().max()) <= 1e-4
+    assert float(theirs.abs().max()) > 1, "logits that say something"
+    assert model.config.num_parameters() == sum(p.numel() for p in reference.parameters())
+    assert model.config.model_type in families()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_greedy_text_is_that_of_the_reference(case: str, made: Any) -> None:
+    """64 tokens from the cache; the base of dynamic NTK is the prompt's, so a reference without cache is asked at it."""
+    folder, reference = made(case)
+    model, prompt = ours_of(folder), ids_of(LENGTH - 20, seed=5).tolist()
+    cache = SlotCache(model.config, slots=2, context=160, dtype=torch.float32)
+    ids, length = list(prompt), model.config.rope_length(len(prompt))
+    new = list(prompt)
+    with torch.no_grad():
+        for step in range(64):
+            attend = SlotAttend(cache, [1], [len(new)])
+            lengths = torch.full((len(new),), length)
+            logits = model.logits(model(torch.tensor(new), attend.positions, attend, lengths)[-1:])
+            attend.commit()
+            if case == "llama-dynamic":  # the reference would stretch more with every token: ours without a cache
+                whole = model.packed(0, [len(ids)])
+                lengths = torch.full((len(ids),), length)
+                wanted = model.logits(model(torch.tensor(ids), whole.positions, whole, lengths)[-1:])
+            elif step % 16 == 0:
+                wanted = reference(torch.tensor([ids])).logits[0, -1:]
+                assert float((logits - wanted).abs().max()) <= 1e-4
+            new = [int(logits.argmax())]
+            ids.append(new[0])
+        if case != "llama-dynamic":
+            attention = torch.ones(1, len(prompt), dtype=torch.long)
+            theirs = reference.generate(
+                torch.tensor([prompt]),
+                attention_mask=attention,
+                do_sample=False,
+                max_new_tokens=64,
+                min_new_tokens=64,
+                eos_token_id=None,
+                pad_token_id=0,
+            )
+            assert ids == theirs[0].tolist()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_gradients_of_every_weight(case: str, made: Any) -> None:
+    folder, reference = made(case)
+    model, ids = ours_of(folder, learn=True), ids_of(40, seed=3)
+    hidden = hidden_of(model, ids)
+    loss = linear_cross_entropy(hidden[:-1], model.lm_head, ids[1:])
+    loss.backward()
+    reference.zero_grad()
+    theirs = torch.nn.functional.cross_entropy(reference(ids[None]).logits[0, :-1], ids[1:], reduction="sum")
+    theirs.backward()
+    assert float(loss.detach()) == pytest.approx(float(theirs.detach()), rel=1e-5)
+    wanted = {name: p.grad for name, p in reference.named_parameters()}
+    got = {name: tensor for name, tensor in model.gradients().items()}
+    assert set(got) == set(wanted)
+    for name, gradient in wanted.items():
+        error = float((got[name] - gradient).norm() / gradient.norm())
+        assert error <= 1e-4, f"{name}: {error}"
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_is_written_is_what_was_read(case: str, made: Any, tmp_path: Path) -> None:
+    """config.json says the same to us and to transformers; the weights are the same bytes."""
+    import transformers
+
+    folder, reference = made(case)
+    config = load_config(folder)
+    weights = Weights(folder, config)
+    write_weights(tmp_path, config, weights, torch.float32, partition=weights.partition())
+    assert (tmp_path / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+    again = json.loads((tmp_path / "config.json").read_text())
+    assert ModelConfig.from_hf(again) == config
+    if config.model_type not in ("internlm", "internlm2"):
+        theirs = transformers.AutoModelForCausalLM.from_pretrained(
+            tmp_path, dtype=torch.float32, attn_implementation="eager"
+        )
+        ids = ids_of(LENGTH, seed=7)[None]
+        with torch.no_grad():
+            assert torch.equal(theirs(ids).logits, reference(ids).logits)
+
+
+@pytest.mark.parametrize("case", ["llama", "mistral", "qwen2-sliding", "qwen3", "gemma3", "internlm3-biases"])
+def test_a_config_file_may_leave_out_what_its_class_says(case: str, made: Any) -> None:
+    """transformers writes the whole config into a folder, and only what differs from the class into other places."""
+    _, reference = made(case)
+    short = reference.config.to_diff_dict()
+    assert ModelConfig.from_hf(short) == ModelConfig.from_hf(reference.config.to_dict())
+    bare = type(reference.config)()
+    wanted = ModelConfig.from_hf(bare.to_dict())
+    assert ModelConfig.from_hf({"model_type": bare.model_type}) == wanted
+
+
+def test_packs_share_a_prefix_in_sliding_layers_too(made: Any) -> None:
+    folder, _ = made("gemma3")
+    model, prefix = ours_of(folder), ids_of(30, seed=2)
+    documents = [ids_of(count, seed=count) for count in (7, 40, 19)]
+    packed = model.packed(30, [len(d) for d in documents], multiple=16)
+    ids = torch.cat([prefix, *documents, torch.zeros(packed.padding, dtype=torch.long)])
+    with torch.no_grad():
+        together = model(ids, packed.positions, packed)
+        at = 30
+        for document in documents:
+            alone = hidden_of(model, torch.cat([prefix, document]))
+            assert torch.allclose(together[at : at + len(document)], alone[30:], atol=2e-5)
+            at += len(document)
+
+
+def test_slots_with_a_common_beginning_in_sliding_layers(made: Any) -> None:
+    folder, _ = made("gemma3")
+    model, prefix = ours_of(folder), ids_of(50, seed=2)
+    rows = [torch.cat([prefix, ids_of(count, seed=count)]) for count in (3, 9)]
+    cache = SlotCache(model.config, slots=2, context=80, dtype=torch.float32)
+    with torch.no_grad():
+        first = SlotAttend(cache, [0, 1], [50, 50])
+        model(torch.cat([prefix, prefix]), first.positions, first)
+        first.commit()
+        attend = SlotAttend(cache, [0, 1], [3, 9], common=50)
+        got = model(torch.cat([row[50:] for row in rows]), attend.positions, attend)
+        assert torch.allclose(got[:3], hidden_of(model, rows[0])[50:], atol=2e-5)
+        assert torch.allclose(got[3:], hidden_of(model, rows[1])[50:], atol=2e-5)
+
+
+def test_the_text_model_of_a_checkpoint_with_pictures(made: Any, tmp_path: Path) -> None:
+    """Gemma 3's larger sizes hold a vision tower; its tensors are left alone."""
+    from safetensors.torch import load_file, save_file
+
+    folder, _ = made("gemma3")
+    text = json.loads((folder / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gemma3", "text_config": text}))
+    weights = load_file(folder / "model.safetensors")
+    named = {f"language_model.{name}": tensor for name, tensor in weights.items()}
+    save_file(named | {"vision_tower.x.weight": torch.ones(2)}, tmp_path / "model.safetensors")
+    ids = ids_of(30)
+    with torch.no_grad():
+        assert torch.equal(hidden_of(ours_of(tmp_path), ids), hidden_of(ours_of(folder), ids))

@@ -1,7 +1,7 @@
 """The adapter that ships for a small model: trained on questions over many invented databases, so that a business's own
 fine-tuning starts from a model that copies names from its prompt instead of one that has never seen a table.
 
-    python -m bench.warm_start --out FOLDER [--databases N] [--rows N] [--asked N] [--rate R] [--language en|zh]
+    python -m bench.warm_start --out FOLDER [--databases N] [--rows N] [--asked N] [--zh N] [--rate R]
 
 Every database is built from riverrun/data/domains in a naming style of its own. Half of its questions are those that
 were written for its domain (domains/asked), the others come from the same synthesis that `riverrun init` uses. No
@@ -96,27 +96,29 @@ def ship(adapter: Path, out: Path) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--databases", type=int, default=70)
+    parser.add_argument("--databases", type=int, default=70, help="databases in English")
+    parser.add_argument("--zh", type=int, default=0, help="databases that are asked in Chinese")
     parser.add_argument("--rows", type=int, default=50, help="questions of each database")
     parser.add_argument("--asked", type=int, default=50, help="written questions of each database, at most")
-    parser.add_argument("--language", choices=LANGUAGES, help="domains of this language alone")
+    parser.add_argument("--replay", type=int, default=24, help="plain texts beside them, against forgetting")
     parser.add_argument("--start", type=Path, help="an adapter to go on from")
     parser.add_argument("--only-rows", action="store_true", help="write train.jsonl and stop")
     parser.add_argument("--rate", type=float, default=2e-3)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    languages = [options.language] if options.language else LANGUAGES
-    domains = [(name, language, domain) for language in languages for name, domain in load_domains(language).items()]
     lines: list[dict[str, object]] = []
     with tempfile.TemporaryDirectory() as folder:
-        for number in range(options.databases):
-            name, language, domain = domains[number % len(domains)]
-            lines += rows_of(name, language, domain, Path(folder), rows=options.rows, most=options.asked,
-                             seed=1000 + number)  # fmt: skip
-    lines += [{"id": f"replay-{name}", "text": text} for name, text in replay_texts(24, characters=1500, seed=7)]
+        for language, count in zip(LANGUAGES, (options.databases, options.zh), strict=True):
+            domains = list(load_domains(language).items())
+            for number in range(count):
+                name, domain = domains[number % len(domains)]
+                lines += rows_of(name, language, domain, Path(folder), rows=options.rows, most=options.asked,
+                                 seed=1000 + number)  # fmt: skip
+    replayed = replay_texts(options.replay, characters=1500, seed=7)
+    lines += [{"id": f"replay-{name}", "text": text} for name, text in replayed]
     train = options.out / "train.jsonl"
     train.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
-    print(f"{len(lines)} rows of {options.databases} databases")
+    print(f"{len(lines)} rows of {options.databases} + {options.zh} databases")
     if options.only_rows:
         return 0
     from riverrun.hub.catalog import get_card

@@ -25,7 +25,7 @@ from riverrun.base.protocols import LanguageModel
 from riverrun.base.servers import Server
 from riverrun.base.types import Document, ToolCall, ToolResult, ToolSpec
 from riverrun.chain.spec import AgentSpec, AppSpec
-from riverrun.data.names import other_words, split_name
+from riverrun.data.names import chinese_words, other_words, split_name
 from riverrun.data.schema import Schema, make_joiner, read_schema
 from riverrun.data.shown import without_keys
 
@@ -135,5 +135,17 @@ def make_mentions(database: Path, schema: Schema) -> Mentions:
     pairs = [(table.name, *table.label) for table in schema.tables if len(table.label) == 2]
     numbers = [(t.name, c.name) for t in schema.tables for c in t.columns if c.is_number]
     nouns = [" ".join(split_name(name)) for t in schema.tables for name in (t.name, *t.by_name)]
-    synonyms = other_words([(t.name, list(t.by_name)) for t in schema.tables])
-    return Mentions(database, texts, pairs=pairs, numbers=numbers, nouns=nouns, synonyms=synonyms)  # type: ignore[arg-type]
+    named = [(t.name, list(t.by_name)) for t in schema.tables]
+    tables = [each for each, table in zip(named, schema.tables, strict=True) if not table.view]
+    spoken = {(t.name, c.name): c.spoken for t in schema.tables for c in t.columns if c.spoken}
+    codes = [(t.name, c.name, value, said) for t in schema.tables for c in t.columns for value, said in c.codes]
+    return Mentions(
+        database,
+        texts,
+        pairs=pairs,  # type: ignore[arg-type]
+        numbers=numbers,
+        nouns=nouns,
+        synonyms=other_words(named),
+        phrases=chinese_words(tables, spoken),
+        codes=codes,
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import tempfile
@@ -68,6 +69,10 @@ class Source:
     said: tuple[str, ...] = ()
 
 
+CHINESE = 0.4
+"""Share of Chinese letters from which the people who ask are taken to write Chinese."""
+
+
 @dataclass(frozen=True)
 class Draft:
     """The text of app.yaml, and lines that say what it holds."""
@@ -82,8 +87,8 @@ def draft_app(
     """The app.yaml that stands in `folder`. InputError when the database or the documents cannot be used."""
     if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", name):
         raise InputError(f"NAME '{name}' must be lower-case letters, digits and dashes, such as music-shop")
-    if language not in LANGUAGES:
-        raise InputError(f"--language {language}: no such language.{nearest(language, LANGUAGES)}")
+    if language not in ("auto", *LANGUAGES):
+        raise InputError(f"--language {language}: no such language.{nearest(language, ('auto', *LANGUAGES))}")
     with tempfile.TemporaryDirectory() as work:
         source = _read_source(database, folder, Path(work))
         schema = read_schema(source.path)
@@ -92,15 +97,38 @@ def draft_app(
         raise InputError(
             f"{source.path.name} holds nothing to ask about ({'; '.join(shown.left_out[:5])}): give another database"
         )
+    said = []
+    if language == "auto":
+        share = _chinese_share(schema.narrowed(shown.tables), documents)
+        language = "zh" if share >= CHINESE else "en"
+        said.append(f"language {language}: {share:.0%} of the text in pages and values is Chinese")
     pages = _read_pages(documents, language) if documents is not None else None
     text = _write(name, folder, source, schema, shown, pages, language, candidates or (CANDIDATE,))
     build_config(AppSpec, yaml.safe_load(text), origin="the drafted app.yaml")
     tables = f"{len(shown.tables)} of {len(schema.tables)} tables shown"
     links = f"{len(schema.links)} links ({sum(not link.declared for link in schema.links)} inferred)"
-    said = [f"{source.name}: {tables}, {links}", *source.said]
+    said = [f"{source.name}: {tables}, {links}", *said, *source.said]
     if pages is not None:
         said.append(f"{pages.folder.name}: {pages.kept} of {pages.read} pages kept{pages.why}")
     return Draft(text, tuple(said))
+
+
+def _chinese_share(schema: Schema, documents: Path | None) -> float:
+    """Share of Chinese characters among the letters of the pages, and of the values where there are none.
+
+    A Chinese character counts as two letters, for it says as much.
+    """
+    text = ""
+    if documents is not None and documents.is_dir():
+        paths = (path for path in sorted(documents.rglob("*")) if path.suffix.lower() in SUFFIXES and path.is_file())
+        for path in itertools.islice(paths, 50):
+            with open(path, "rb") as handle:
+                text += re.sub("<[^<>]*>", " ", handle.read(20_000).decode("utf-8", "ignore"))
+    if not text:
+        values = (c.values[:20] for table in schema.tables for c in table.columns if c.kind == "text")
+        text = " ".join(str(value) for some in values for value in some)
+    chinese = 2 * len(re.findall("[\u3400-\u9fff]", text))
+    return chinese / max(1, chinese + len(re.findall("[A-Za-z]", text)))
 
 
 def write_draft(draft: Draft, folder: Path, *, force: bool) -> Path:

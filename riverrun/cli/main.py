@@ -66,7 +66,9 @@ def init(
     documents: Annotated[
         Path | None, typer.Option(help="Folder of .html, .txt and .md pages; none means no page search.")
     ] = None,
-    language: Annotated[str, typer.Option(help="Language of the questions: en or zh.")] = "en",
+    language: Annotated[
+        str, typer.Option(help="Language of the questions: en, zh, or auto for that of the pages and values.")
+    ] = "auto",
     candidate: Annotated[
         list[str] | None, typer.Option(help="Model of the catalogue or path; may be given several times.")
     ] = None,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from riverrun.base.sql import quote_name
 from riverrun.data.names import split_name
@@ -37,6 +37,8 @@ class Slot:
     """How a value is said: "" as it is, "month", "day", "of TABLE" for a key, or a unit's name."""
     factor: int = 1
     """What one of the unit is in the column's own measure."""
+    codes: tuple[tuple[Any, str], ...] = ()
+    """(value, how it is said), for short codes whose meaning is known."""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,9 @@ from riverrun.base.sql import quote_name
 from riverrun.base.words import STOP_WORDS
 
 __all__ = [
+    "chinese_words",
     "concept_of",
+    "is_identifier",
     "is_label_name",
     "is_minor",
     "is_person_table",
@@ -258,6 +260,43 @@ def is_personal(name: str) -> bool:
 def is_minor(name: str) -> bool:
     """Columns that are rarely asked for."""
     return _matches(" ".join(split_name(name)), lexicon()["minor"]) > 0
+
+
+def chinese_words(
+    tables: Sequence[tuple[str, Sequence[str]]], spoken: Mapping[tuple[str, str], str] | None = None
+) -> dict[str, list[str]]:
+    """Chinese words that a person may say for tables and columns with other names: `电话` for clinics.phone.
+
+    tables: (name, columns). spoken: (table, column) -> what the database's author calls it. A word that would stand for
+    more than three things is left out.
+    """
+    found: dict[str, list[str]] = {}
+
+    def add(said: str, name: str) -> None:
+        if not _HAN.search(said):
+            return
+        shorter = re.sub("(日期|时间|编号|数量|数|号)$", "", said)
+        words = {said, shorter if len(shorter) > 1 else said}
+        words |= {word for group in lexicon()["zh_alike"] if group[0] in words for word in group}
+        for word in sorted(words):
+            if len(word) > 1 and name not in found.setdefault(word, []):
+                found[word].append(name)
+
+    for table, columns in tables:
+        if not _HAN.search(table):
+            add(say_table(table, "zh"), quote_name(table))
+        for column in columns:
+            if not _HAN.search(column) and not is_identifier(column):
+                name = f"{quote_name(table)}.{quote_name(column)}"
+                add((spoken or {}).get((table, column), ""), name)
+                add(say_column(column, table, "zh"), name)
+    dull = {"名称", "姓名", "编号", "日期", "时间"}
+    return {word: names for word, names in found.items() if len(names) <= 3 and word not in dull}
+
+
+def is_identifier(name: str) -> bool:
+    """Whether a name says that its values are numbers of rows: `clinic_id`, `code`."""
+    return split_name(name)[-1:] != () and split_name(name)[-1] in lexicon()["identifiers"]
 
 
 def other_words(tables: Sequence[tuple[str, Sequence[str]]]) -> dict[str, list[str]]:

@@ -80,7 +80,7 @@ class Speech:
 
     def column(self, column: Column, table: Table, rng: random.Random | None = None) -> str:
         """A column's noun."""
-        noun = say_column(column.name, table.name, self.language)
+        noun = self._noun(column, table)
         if column.kind == "flag":
             words = [word for word in noun.split() if word not in ("is", "has", "flag")]
             return " ".join(words).removeprefix("是否") or noun
@@ -89,6 +89,13 @@ class Speech:
         others = self.words["nouns"].get(self.about(column, table))
         share = 0.8 if noun in ("milliseconds", "seconds", "bytes") else 1.5 * SYNONYM_SHARE
         return str(rng.choice(others)) if others and rng and rng.random() < share else noun
+
+    def _noun(self, column: Column, table: Table) -> str:
+        """What the author calls it, in the language of the questions; else what its name says."""
+        chinese = bool(re.search("[\u3400-\u9fff]", column.spoken))
+        if column.spoken and chinese == (self.language == "zh"):
+            return column.spoken if chinese else column.spoken.lower()
+        return say_column(column.name, table.name, self.language)
 
     def about(self, column: Column, table: Table) -> str:
         """What a column is about; "" where the table has another before it that is about the same (price, cost)."""
@@ -108,7 +115,7 @@ class Speech:
             ):
                 return words[0]
             return str(self.words["happenings"].get(" ".join(words), ""))
-        noun = say_column(column.name, table.name, self.language)
+        noun = self._noun(column, table)
         verb = re.sub("(日期|时间|日)$", "", noun)
         known = verb != noun and re.fullmatch("[\u4e00-\u9fff]{2,4}", verb) and verb not in self.words["participles"]
         return verb if known else ""
@@ -144,7 +151,9 @@ class Speech:
         return "".join(reversed(texts)) if han and len(texts) == 2 else " ".join(texts)
 
     def value(self, slot: Slot, value: Any, rng: random.Random) -> str:
-        """A value as it is said: months by name, thresholds with their unit."""
+        """A value as it is said: months by name, thresholds with their unit, codes by their meaning."""
+        if meaning := dict(slot.codes).get(value):
+            return meaning
         if slot.show in ("day", "month"):
             year, month, *day = (int(part) for part in str(value).split("-"))
             form = str(rng.choice(self.words[slot.show]))

@@ -231,7 +231,7 @@ class RowSets:
         table = base.table
         for column in self.categories(table):
             weight = self.weight(column)
-            slot = Slot("v", "value", value_query(table, [column.name]), split=column.distinct > MANY)
+            slot = _one_of(table, column)
             shape = replace(base, kind="filter", slots=(slot,), by=column)
             yield replace(shape, form="equal", where=(f"{column.sql} = {{v}}",), weight=3 * weight)
             if column.kind == "text" and column.distinct > 2:
@@ -273,7 +273,7 @@ class RowSets:
                 where: tuple[str, ...] = (f"{column.sql} = {{v}}", f"{other.sql} = 1")
                 yield replace(shape, form="equal_flag", where=where, slots=(slot,), over=other, weight=0.5)
             elif other in self.categories(shape.table) and other.kind == "text" and other.name > column.name:
-                second = Slot("u", "value", value_query(shape.table, [other.name]), split=other.distinct > MANY)
+                second = replace(_one_of(shape.table, other), name="u")
                 where = (f"{column.sql} = {{v}}", f"{other.sql} = {{u}}")
                 yield replace(shape, form="equal_equal", where=where, slots=(slot, second), over=other, weight=0.5)
 
@@ -363,16 +363,12 @@ class RowSets:
                 yield replace(shape, form=form, where=where, slots=slots, by=date, weight=weight)
             for column in self.categories(table) if path.length <= 2 else ():
                 where = ("{e}", f"{column.sql} = {{v}}")
-                slots = (
-                    *shape.slots,
-                    Slot("v", "value", value_query(table, [column.name]), split=column.distinct > MANY),
-                )
+                slots = (*shape.slots, _one_of(table, column))
                 weight = 0.8 * self.weight(column) / path.length
                 yield replace(shape, form="parent_value", where=where, slots=slots, by=column, weight=weight)
             for column in self.categories(path.parent) if path.length <= 2 else ():
                 where = (f"{path.names([column.name])} = {{v}}",)
-                values = value_query(path.parent, [column.name])
-                slot = Slot("v", "value", values, split=column.distinct > MANY)
+                slot = _one_of(path.parent, column)
                 weight = 0.8 * self.weight(column) / path.length
                 yield replace(shape, form="parent_equal", where=where, slots=(slot,), by=column, weight=weight)
         for other, below, length in self.related(table):
@@ -407,3 +403,9 @@ def _join(link: Link, alias: str) -> str:
         for own, other in zip(link.columns, link.parent_columns, strict=True)
     )
     return f"JOIN {name} ON {on}"
+
+
+def _one_of(table: Table, column: Column) -> Slot:
+    """A value of a column, said by its meaning where it is a code."""
+    many = column.distinct > MANY
+    return Slot("v", "value", value_query(table, [column.name]), split=many, codes=column.codes)

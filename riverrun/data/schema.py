@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from riverrun.base.errors import InputError
 from riverrun.base.sql import quote_name, read_only_uri
+from riverrun.data.comments import code_meanings, column_comments, spoken_name
 from riverrun.data.names import (
     concept_of,
     is_label_name,
@@ -69,6 +70,10 @@ class Column:
     length: float = 0.0
     """Mean length of the values as text."""
     moment: Moment = ""
+    spoken: str = ""
+    """What the database's author calls it, in a comment."""
+    codes: tuple[tuple[Any, str], ...] = ()
+    """(value, what it means), where a comment says so."""
 
     @property
     def sql(self) -> str:
@@ -262,7 +267,11 @@ class _Reader:
             columns_of = "SELECT name, type, pk FROM pragma_table_xinfo(?) WHERE hidden != 1 ORDER BY cid"
             described = self.rows(columns_of, (name,))
             rows = int(self.rows(f"SELECT COUNT(*) FROM {quote_name(name)}")[0][0])
-            columns = tuple(self._column(name, column, str(kind or ""), rows) for column, kind, _ in described)
+            comments = self._comments(name, [column for column, _, _ in described])
+            columns = tuple(
+                self._column(name, column, str(kind or ""), rows, comments.get(column, ""))
+                for column, kind, _ in described
+            )
         except sqlite3.Error as error:
             self.notes.append(f"{'view' if view else 'table'} {name} cannot be read ({error})")
             return None
@@ -272,7 +281,11 @@ class _Reader:
         key = declared or _inferred_key(name, columns)
         return Table(name, columns, key, rows, view, _label(name, columns, key))
 
-    def _column(self, table: str, name: str, declared: str, rows: int) -> Column:
+    def _comments(self, name: str, columns: Sequence[str]) -> dict[str, str]:
+        written = self.rows("SELECT sql FROM sqlite_master WHERE name = ? AND type = 'table'", (name,))
+        return column_comments(str(written[0][0] or ""), columns) if written else {}
+
+    def _column(self, table: str, name: str, declared: str, rows: int, comment: str = "") -> Column:
         source = f"(SELECT {quote_name(name)} AS v FROM {quote_name(table)} LIMIT {SAMPLE})"
         types = dict(self.rows(f"SELECT typeof(v), COUNT(*) FROM {source} GROUP BY 1"))
         sampled, nulls = sum(types.values()), types.pop("null", 0)
@@ -289,7 +302,13 @@ class _Reader:
         values = tuple(row[0] for row in frequent)
         kind = _kind(name, declared, types, values, distinct, low, high)
         moment = _moment(name, kind, values, low, high)
-        return Column(name, declared, kind, sampled, distinct, nulls, low, high, values, float(length or 0), moment)
+        codes = code_meanings(comment, values) if kind in ("text", "integer") and not moment else {}
+        if codes and kind == "integer":
+            kind = "text"  # what has a meaning is not added up
+        return Column(
+            name, declared, kind, sampled, distinct, nulls, low, high, values, float(length or 0), moment,
+            spoken_name(comment, codes), tuple(codes.items()),
+        )  # fmt: skip
 
     def _declared(self, tables: Sequence[Table]) -> list[Link]:
         known = {table.name.lower(): table for table in tables}

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from riverrun.models.transformer import CausalLM
 
-__all__ = ["Checkpoint", "load_checkpoint", "load_config", "load_model", "save_companions"]
+__all__ = ["Checkpoint", "load_checkpoint", "load_config", "load_model", "quantization_of", "save_companions"]
 
 BUNDLE = "bundle.json"
 
@@ -91,6 +91,12 @@ def load_config(path: Path) -> ModelConfig:
     if base.is_file():
         return GGUFFile(base).config()
     return ModelConfig.from_hf(_json(base / "config.json"))
+
+
+def quantization_of(folder: Path) -> dict[str, Any] | None:
+    """The `quantization_config` of a model folder; None where its weights are plain."""
+    found = _json(folder / "config.json").get("quantization_config")
+    return found if isinstance(found, dict) else None
 
 
 def load_checkpoint(path: Path, *, adapter: Path | None = None) -> Checkpoint:

@@ -12,31 +12,49 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-__all__ = ["Adapter", "FusedLinear", "PackedWeight"]
+__all__ = ["Adapter", "FusedLinear", "Init", "PackedWeight"]
+
+Init = Literal["kaiming", "gaussian"]
 
 
 class Adapter(nn.Module):
-    """fp32 A [rank, in] (Kaiming uniform) and B [out, rank] (zero): step 0 equals the base exactly."""
+    """fp32 A [rank, in] (drawn) and B [out, rank] (zero): step 0 equals the base exactly.
+
+    `init`: kaiming is uniform within 1 / sqrt(in), gaussian is normal with deviation 1 / rank, both as PEFT draws them.
+    `rslora` scales by alpha / sqrt(rank) (https://arxiv.org/abs/2312.03732) instead of alpha / rank.
+    """
 
     def __init__(
-        self, out_features: int, in_features: int, rank: int, alpha: float, generator: torch.Generator
+        self,
+        out_features: int,
+        in_features: int,
+        rank: int,
+        alpha: float,
+        generator: torch.Generator,
+        *,
+        init: Init = "kaiming",
+        rslora: bool = False,
     ) -> None:
         super().__init__()
-        bound = 1 / math.sqrt(in_features)
-        start = torch.empty(rank, in_features).uniform_(-bound, bound, generator=generator)
+        start = torch.empty(rank, in_features)
+        if init == "gaussian":
+            start.normal_(std=1 / rank, generator=generator)
+        else:
+            bound = 1 / math.sqrt(in_features)
+            start.uniform_(-bound, bound, generator=generator)
         self.lora_A = nn.Parameter(start)
         self.lora_B = nn.Parameter(torch.zeros(out_features, rank))
-        self.rank, self.alpha = rank, alpha
+        self.rank, self.alpha, self.rslora = rank, alpha, rslora
 
     @property
     def scaling(self) -> float:
-        return self.alpha / self.rank
+        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
     def delta(self) -> Tensor:
         """The fp32 update of the weight, [out, in]."""
@@ -119,8 +137,18 @@ class FusedLinear(nn.Module):
             yield name, slice(start, start + size)
             start += size
 
-    def add_adapter(self, part: str, rank: int, alpha: float, generator: torch.Generator) -> None:
-        self.adapters[part] = Adapter(self.parts[part], self.in_features, rank, alpha, generator)
+    def add_adapter(
+        self,
+        part: str,
+        rank: int,
+        alpha: float,
+        generator: torch.Generator,
+        *,
+        init: Init = "kaiming",
+        rslora: bool = False,
+    ) -> None:
+        sizes = self.parts[part], self.in_features
+        self.adapters[part] = Adapter(*sizes, rank, alpha, generator, init=init, rslora=rslora)
 
     def take_adapters(self) -> list[tuple[str, Adapter]]:
         """Remove and return them, each with its part's name."""

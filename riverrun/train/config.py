@@ -16,6 +16,11 @@ class FinetuneConfig(Config):
 
     rank: int = Field(default=16, ge=1, le=1024, description="rank of the update")
     alpha: float = Field(default=32.0, gt=0, description="scale of the update is alpha / rank")
+    rslora: bool = Field(default=False, description="scale of the update is alpha / sqrt(rank) instead")
+    init: Literal["kaiming", "gaussian"] = Field(
+        default="kaiming",
+        description="how the first factor is drawn; the second is zero, so training starts at the base",
+    )
     learning_rate: float = Field(default=1e-3, gt=0, description="peak learning rate of AdamW")
     schedule: Literal["linear", "cosine", "constant"] = Field(
         default="linear", description="how the learning rate falls after the warm-up"

@@ -132,7 +132,7 @@ def finetune(
     lm = load_model(opened, dtype).train()
     parts = [opened.digest(), digest_file(rows), config.model_dump(exclude={"save_every"}), str(dtype)]
     if adapter is None:
-        add_adapters(lm, config.rank, config.alpha, seed=config.seed)
+        add_adapters(lm, config.rank, config.alpha, seed=config.seed, init=config.init, rslora=config.rslora)
     else:
         _go_on(lm, adapter, config)
         parts.append(digest_tree(adapter))
@@ -165,11 +165,11 @@ def _go_on(lm: CausalLM, adapter: Path, config: FinetuneConfig) -> None:
     """Put a trained adapter onto the model; InputError when the settings are not its own."""
     load_adapter(lm, adapter)
     first: Any = next(each for _, matrix in lm.linears() for each in matrix.adapters.values())
-    if (first.rank, first.alpha) != (config.rank, config.alpha):
-        raise InputError(
-            f"{adapter} has rank {first.rank} and alpha {first.alpha:g}, the settings ask for {config.rank} and "
-            f"{config.alpha:g}: give its own, or start without it"
-        )
+    own, asked = (first.rank, first.alpha, first.rslora), (config.rank, config.alpha, config.rslora)
+    if own != asked:
+        names = ("rank", "alpha", "rslora")
+        told = [", ".join(f"{name} {value}" for name, value in zip(names, each, strict=True)) for each in (own, asked)]
+        raise InputError(f"{adapter} has {told[0]}, the settings ask for {told[1]}: give its own, or start without it")
 
 
 def _report(result: LoopResult, steps: int, dropped: Sequence[tuple[str, str]]) -> FinetuneResult:

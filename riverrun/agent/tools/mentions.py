@@ -80,6 +80,8 @@ _SPELLINGS = {
     },
     **{"分": "cent", "元": "dollar"},
 }
+_HAN_STATE = re.compile("^已(?=[\u3400-\u9fff]{2})|(?<=[\u3400-\u9fff]{2})[中了]$")
+"""`营业中`, `已取消`: people leave out what says that it is a state."""
 _NOTE = re.compile(r"\n\([^\n]*\)$")
 _WORD = "[a-z]+|毫秒|秒|分钟|小时|克|公斤|千克|吨|厘米|米|公里|元"
 _AMOUNT = re.compile(rf"(?<![\w.])(\d+(?:\.\d+)?)\s*({_WORD})(?![a-z])", re.I)
@@ -110,7 +112,9 @@ class _Index:
 class Mentions:
     """columns: table -> the columns whose values are looked for, names of things first. pairs: (table, first, last)
     columns of people's names. numbers: (table, column) of numbers, whose unit is read from the name. nouns: the
-    words of the schema's own names. synonyms: other words -> the tables and columns they may mean."""
+    words of the schema's own names. synonyms: other words -> the tables and columns they may mean; phrases: the same
+    for words written without spaces. codes: (table, column, value, meaning) of short codes that a question names by
+    what they mean."""
 
     def __init__(
         self,
@@ -121,6 +125,8 @@ class Mentions:
         numbers: Sequence[tuple[str, str]] = (),
         nouns: Sequence[str] = (),
         synonyms: Mapping[str, Sequence[str]] | None = None,
+        phrases: Mapping[str, Sequence[str]] | None = None,
+        codes: Sequence[tuple[str, str, str | int, str]] = (),
     ) -> None:
         self.path, self.columns, self.pairs = Path(path), columns, tuple(pairs)
         self.synonyms = {stem(word): tuple(names) for word, names in (synonyms or {}).items()}
@@ -128,6 +134,10 @@ class Mentions:
         written = " ".join(name for names in self.synonyms.values() for name in names)
         self.written = {stem(word) for word in _tokens(re.sub(r"(?<=[a-z])(?=[A-Z])", " ", written).replace("_", " "))}
         self.units = [(unit, table, column) for table, column in numbers if (unit := _unit_of(column))]
+        self.codes = tuple(codes)
+        self.bare = frozenset((table, column) for table, column, value, _ in codes if isinstance(value, int))
+        kept = {phrase: tuple(names) for phrase, names in (phrases or {}).items() if len(phrase) > 1}
+        self.phrases = {phrase: kept[phrase] for phrase in sorted(kept, key=len, reverse=True)}
         self._lock = threading.Lock()
         self._seen: tuple[int, int] | None = None
         self._index = _Index({}, {}, {}, 0)
@@ -136,7 +146,7 @@ class Mentions:
         """The question, and behind it in brackets what it names; the question alone when that is nothing."""
         measured, rest = self._measured(question)
         mentions = self.find(rest)
-        found = [*map(_said, mentions), *measured, *self._meant(rest, mentions)]
+        found = [*map(self._said, mentions), *measured, *self._meant(rest, mentions)]
         return f"{question}\n({'; '.join(found)})" if found else question
 
     def _meant(self, question: str, mentions: Sequence[Mention]) -> list[str]:
@@ -147,7 +157,24 @@ class Mentions:
             inside = any(mention.start <= match.start() < mention.end for mention in mentions)
             if names and not inside and stem(match[0]) not in self.written:
                 out.setdefault(match[0], f"{match[0]}: {', '.join(names)}")
+        taken = [False] * len(question)
+        for mention in mentions:
+            taken[mention.start : mention.end] = [True] * (mention.end - mention.start)
+        for phrase, names in self.phrases.items():
+            at = question.find(phrase)
+            if at >= 0 and not any(taken[at : at + len(phrase)]):
+                taken[at : at + len(phrase)] = [True] * len(phrase)
+                out.setdefault(phrase, f"{phrase}: {', '.join(names)}")
         return list(out.values())[:SHOWN]
+
+    def _said(self, mention: Mention) -> str:
+        def literal(table: str, column: str, value: str) -> str:
+            return value if (table, column) in self.bare else quote_literal(_tidy(value))
+
+        return ", ".join(
+            f"{quote_name(table)}.{quote_name(column)}: {literal(table, column, value)}"
+            for table, column, value in mention.columns
+        )
 
     def _measured(self, question: str) -> tuple[list[str], str]:
         """Days, months and amounts as the database writes them, and the question without them."""
@@ -223,6 +250,7 @@ class Mentions:
     def _build(self) -> _Index:
         sizes: dict[tuple[str, str], int] = {}
         whole: dict[str, dict[_Place, int]] = {}
+        coded = {(table, column) for table, column, _, _ in self.codes}
         uri = f"{self.path.resolve().as_uri()}?mode=ro"
         with closing(sqlite3.connect(uri, uri=True)) as connection:
             connection.text_factory = lambda raw: raw.decode("utf-8", "replace")
@@ -237,9 +265,14 @@ class Mentions:
                 for column in columns:
                     values = [row[0] for row in self._read(connection, table, (column,))]
                     sizes[table, column] = max(len(values), sizes.get((table, column), 0))
-                    for value in values:
+                    for value in values if (table, column) not in coded else ():
                         if tokens := _tokens(value):
                             whole.setdefault(" ".join(tokens), {})[((table, column, value),)] = len(values)
+        for table, column, code, meaning in self.codes:
+            sizes[table, column] = max(1, sizes.get((table, column), 0))
+            for said in {meaning, _HAN_STATE.sub("", meaning)}:
+                if tokens := _tokens(said) if len(said) > 1 else []:
+                    whole.setdefault(" ".join(tokens), {})[((table, column, str(code)),)] = 1
         holding: dict[str, list[str]] = {}
         for key in whole:
             for token in set(key.split()):
@@ -352,13 +385,6 @@ class _Look:
 def without_note(text: str) -> str:
     """The question as it was asked."""
     return _NOTE.sub("", text)
-
-
-def _said(mention: Mention) -> str:
-    return ", ".join(
-        f"{quote_name(table)}.{quote_name(column)}: {quote_literal(_tidy(value))}"
-        for table, column, value in mention.columns
-    )
 
 
 def _tidy(value: str) -> str:

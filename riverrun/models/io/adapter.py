@@ -12,6 +12,7 @@ from torch import Tensor
 from riverrun.base.artifacts import atomic_file, write_json
 from riverrun.base.errors import InputError, IntegrityError, UnsupportedError
 from riverrun.base.optional import require
+from riverrun.models.lora import Init
 from riverrun.models.transformer import CausalLM
 
 __all__ = ["adapter_tensors", "add_adapters", "load_adapter", "save_adapter"]
@@ -37,14 +38,22 @@ _PLAIN: dict[str, Any] = {
     "use_bdlora": None,
     "use_dora": False,
     "use_qalora": False,
-    "use_rslora": False,
 }
 # Ways to draw the first factors that also take something away from the base weights; other ways leave no trace.
 _MOVES_BASE = ("corda", "loftq", "lora_ga", "olora", "pissa")
 _ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
-def add_adapters(model: CausalLM, rank: int, alpha: float, *, targets: tuple[str, ...] = _ALL, seed: int = 0) -> None:
+def add_adapters(
+    model: CausalLM,
+    rank: int,
+    alpha: float,
+    *,
+    targets: tuple[str, ...] = _ALL,
+    seed: int = 0,
+    init: Init = "kaiming",
+    rslora: bool = False,
+) -> None:
     """Put a fresh adapter (A random, B zero) beside every target projection."""
     if unknown := set(targets) - set(_ALL):
         raise UnsupportedError(f"LoRA target '{sorted(unknown)[0]}' does not exist, targets: {', '.join(_ALL)}")
@@ -52,7 +61,7 @@ def add_adapters(model: CausalLM, rank: int, alpha: float, *, targets: tuple[str
     for _, matrix in model.linears():
         for part in matrix.parts:
             if part in targets:
-                matrix.add_adapter(part, rank, alpha, generator)
+                matrix.add_adapter(part, rank, alpha, generator, init=init, rslora=rslora)
 
 
 def adapter_tensors(model: CausalLM) -> dict[str, Tensor]:
@@ -80,7 +89,7 @@ def save_adapter(model: CausalLM, folder: Path, *, base: str = "") -> None:
         "bias": "none",
         "target_modules": sorted({part for part, _ in adapters}),
         "fan_in_fan_out": False,
-        "use_rslora": False,
+        "use_rslora": first.rslora,
         "use_dora": False,
     }
     folder.mkdir(parents=True, exist_ok=True)
@@ -116,7 +125,7 @@ def load_adapter(model: CausalLM, folder: Path) -> None:
     if not isinstance(named, list):
         raise UnsupportedError(f"{path}: target_modules = {named!r} is not supported, supported: a list of names")
     targets = tuple(str(name) for name in named)
-    add_adapters(model, rank, alpha, targets=targets)
+    add_adapters(model, rank, alpha, targets=targets, rslora=bool(config.get("use_rslora")))
     try:
         stored = require("safetensors.torch", extra="serve").load_file(str(folder / "adapter_model.safetensors"))
     except Exception as error:  # SafetensorError and OSError

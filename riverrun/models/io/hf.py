@@ -30,7 +30,7 @@ from riverrun.models.quantized import (
     quantize_rows,
 )
 
-__all__ = ["SHARD_BYTES", "Weights", "read_weights", "write_quantized", "write_weights"]
+__all__ = ["SHARD_BYTES", "SHARD_INDEX", "Weights", "read_weights", "write_quantized", "write_weights"]
 
 SHARD_INDEX = "model.safetensors.index.json"
 SHARD_BYTES = 5_000_000_000

@@ -153,7 +153,7 @@ class Speech:
     def value(self, slot: Slot, value: Any, rng: random.Random) -> str:
         """A value as it is said: months by name, thresholds with their unit, codes by their meaning."""
         if meaning := dict(slot.codes).get(value):
-            return meaning
+            return str(meaning)
         if slot.show in ("day", "month"):
             year, month, *day = (int(part) for part in str(value).split("-"))
             form = str(rng.choice(self.words[slot.show]))

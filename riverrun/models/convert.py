@@ -1,4 +1,4 @@
-"""A checkpoint into another format, tensor by tensor: no more in memory than the largest tensor, twice. torch inside."""
+"""A checkpoint into another format, tensor by tensor: never more in memory than twice the largest. torch inside."""
 
 from __future__ import annotations
 

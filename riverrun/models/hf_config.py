@@ -45,6 +45,12 @@ def read_hf(data: Mapping[str, Any]) -> ModelConfig:
     return ModelConfig.of(known, "config.json")
 
 
+_SAME = (
+    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+    *("num_key_value_heads", "head_dim", "hidden_act", "max_position_embeddings", "rms_norm_eps"),
+    *("rope_theta", "tie_word_embeddings", "bos_token_id", "eos_token_id"),
+)
+"""Keys that every family writes by these names."""
 _NULLABLE = {"sliding_window", "query_pre_attn_scalar"}
 """Keys whose null says something else than the family's default."""
 
@@ -149,10 +155,7 @@ def write_hf(config: ModelConfig) -> dict[str, Any]:
     out: dict[str, Any] = {"architectures": [table["architecture"]], "model_type": config.model_type}
     if "remote" in table:
         out["auto_map"] = dict(table["remote"])
-    same = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-    same += ("num_key_value_heads", "head_dim", "hidden_act", "max_position_embeddings", "rms_norm_eps")
-    same += ("rope_theta", "tie_word_embeddings", "bos_token_id", "eos_token_id")
-    out |= {key: getattr(config, key) for key in same}
+    out |= {key: getattr(config, key) for key in _SAME}
     out["rope_scaling"] = config.rope_scaling.to_hf() if config.rope_scaling else None
     out |= _written_switches(config)
     for key, ours in table.get("rename", {}).items():

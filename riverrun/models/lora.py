@@ -182,8 +182,8 @@ class FusedLinear(nn.Module):
         if self._packed:
             return self._packed(x, self.bias)
         if self._kept:
-            out = [linear(x, self._kept[part]) for part in self.parts]
-            whole = torch.cat(out, dim=-1) if len(out) > 1 else out[0]
+            each = [linear(x, self._kept[part]) for part in self.parts]
+            whole = torch.cat(each, dim=-1) if len(each) > 1 else each[0]
             return whole if self.bias is None else whole + self.bias
         if not self.adapters:
             return linear(x, self.weight, self.bias)

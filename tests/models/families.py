@@ -107,7 +107,8 @@ def make_folder(case: str, folder: Path, *, shard: str = "5GB") -> Any:
             if parameter.dim() == 1:
                 parameter.add_(torch.randn_like(parameter) * 0.1)
             else:
-                parameter.copy_(torch.randn_like(parameter) * (0.3 if "embed" in name else 0.12))
+                wide = "embed" in name and not config.tie_word_embeddings
+                parameter.copy_(torch.randn_like(parameter) * (0.3 if wide else 0.12))
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder, max_shard_size=shard)
     if ours:

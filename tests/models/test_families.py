@@ -68,7 +68,7 @@ def test_logits_and_parameters_are_those_of_the_reference(case: str, made: Any) 
 
 @pytest.mark.parametrize("case", CASES)
 def test_greedy_text_is_that_of_the_reference(case: str, made: Any) -> None:
-    """64 tokens from the cache; the base of dynamic NTK is the prompt's, so a reference without cache is asked at it."""
+    """64 tokens from the cache; of dynamic NTK, whose base is the prompt's, against ours without a cache."""
     folder, reference = made(case)
     model, prompt = ours_of(folder), ids_of(LENGTH - 20, seed=5).tolist()
     cache = SlotCache(model.config, slots=2, context=160, dtype=torch.float32)
@@ -115,7 +115,7 @@ def test_gradients_of_every_weight(case: str, made: Any) -> None:
     theirs.backward()
     assert float(loss.detach()) == pytest.approx(float(theirs.detach()), rel=1e-5)
     wanted = {name: p.grad for name, p in reference.named_parameters()}
-    got = {name: tensor for name, tensor in model.gradients().items()}
+    got = model.gradients()
     assert set(got) == set(wanted)
     for name, gradient in wanted.items():
         error = float((got[name] - gradient).norm() / gradient.norm())

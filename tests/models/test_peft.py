@@ -196,7 +196,6 @@ def test_files_in_the_form_of_peft_load(
         {"use_bdlora": {"nblocks": 2}},
         {"use_dora": True},
         {"use_qalora": True},
-        {"use_rslora": True},
     ],
     ids=str,
 )

@@ -17,7 +17,7 @@ from tests.models.families import CASES, SMALL, make_folder
 
 
 def config_of(**changes: object) -> ModelConfig:
-    return ModelConfig.from_hf({key: value for key, value in SMALL.items()} | {"model_type": "llama"} | changes)
+    return ModelConfig.from_hf(SMALL | {"model_type": "llama"} | changes)
 
 
 def test_the_base_of_dynamic_ntk() -> None:

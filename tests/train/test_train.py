@@ -154,7 +154,7 @@ def test_training_goes_on_from_an_adapter(tmp_path: Path) -> None:
     assert second.losses[-1] < first.losses[-1]
     wider = SMALL.model_copy(update={"rank": 8})
     with pytest.raises(
-        InputError, match="has rank 4, alpha 32.0, rslora False, the settings ask for rank 8, alpha 32.0, rslora False"
+        InputError, match=r"has rank 4, alpha 32\.0, rslora False, the settings ask for rank 8, alpha 32\.0"
     ):
         finetune(base, rows, tmp_path / "third", wider, work=tmp_path / "w3", adapter=start)
 

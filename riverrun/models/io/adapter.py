@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from riverrun.base.artifacts import atomic_file, write_json
 from riverrun.base.errors import InputError, IntegrityError, UnsupportedError
 from riverrun.base.optional import require
+from riverrun.models.io.layouts import split_parts
 from riverrun.models.lora import Init
 from riverrun.models.transformer import CausalLM
 
@@ -41,6 +43,14 @@ _PLAIN: dict[str, Any] = {
 }
 # Ways to draw the first factors that also take something away from the base weights; other ways leave no trace.
 _MOVES_BASE = ("corda", "loftq", "lora_ga", "olora", "pissa")
+_INTERNLM2 = {
+    "wqkv": ("q_proj", "k_proj", "v_proj"),
+    "wo": ("o_proj",),
+    "w1": ("gate_proj",),
+    "w3": ("up_proj",),
+    "w2": ("down_proj",),
+}
+"""Projections by the names of InternLM2's published code, which adapters trained with it have."""
 _ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -124,12 +134,17 @@ def load_adapter(model: CausalLM, folder: Path) -> None:
         )
     if not isinstance(named, list):
         raise UnsupportedError(f"{path}: target_modules = {named!r} is not supported, supported: a list of names")
-    targets = tuple(str(name) for name in named)
+    own_names = model.config.model_type == "internlm2" and not set(named) & set(_ALL)
+    targets = tuple(
+        part for name in named for part in (_INTERNLM2.get(str(name), (str(name),)) if own_names else (str(name),))
+    )
     add_adapters(model, rank, alpha, targets=targets, rslora=bool(config.get("use_rslora")))
     try:
         stored = require("safetensors.torch", extra="serve").load_file(str(folder / "adapter_model.safetensors"))
     except Exception as error:  # SafetensorError and OSError
         raise IntegrityError(f"{folder / 'adapter_model.safetensors'} cannot be read: {error}") from None
+    if own_names:
+        stored = dict(_from_internlm2(model, stored))
     wanted = adapter_tensors(model)
     if unknown := sorted(set(stored) - set(wanted)):
         raise UnsupportedError(
@@ -142,3 +157,19 @@ def load_adapter(model: CausalLM, folder: Path) -> None:
                 f"{folder}: adapter tensor '{name}' must have shape {list(parameter.shape)}, found {found}"
             )
         parameter.copy_(stored[name])
+
+
+def _from_internlm2(model: CausalLM, stored: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """Our names and tensors of an adapter over `wqkv` and the others: q, k and v share its A and divide its B."""
+    for name, tensor in stored.items():
+        stem, side, _ = name.rsplit(".", 2)
+        start, _, module = stem.rpartition(".")
+        parts = _INTERNLM2.get(module)
+        if parts is None:
+            yield name, tensor
+            continue
+        start = start.replace(".attention", ".self_attn").replace(".feed_forward", ".mlp")
+        whole = len(parts) == 1 or side == "lora_A"
+        split = [tensor] * len(parts) if whole else split_parts(model.config, tensor, parts)
+        for part, each in zip(parts, split, strict=True):
+            yield f"{start}.{part}.{side}.weight", each

@@ -182,7 +182,8 @@ def read_weights(
 
 def raw_bytes(tensor: Tensor) -> memoryview:
     """The bytes of a tensor, row-major."""
-    return memoryview(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()).cast("B")
+    values: Any = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return memoryview(values)
 
 
 def _save(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:

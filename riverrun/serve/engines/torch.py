@@ -68,8 +68,8 @@ class TorchEngine:
         common = shared_beginning([self._tokens[slot] for slot in slots]) if alike else 0
         counts = [len(ids) for ids in new]
         attend = SlotAttend(self.cache, slots, counts, common)
-        ids = torch.tensor([i for ids in new for i in ids])
-        hidden = self.model(ids, attend.positions, attend, self._lengths(slots, counts))
+        flat = torch.tensor([i for ids in new for i in ids])
+        hidden = self.model(flat, attend.positions, attend, self._lengths(slots, counts))
         attend.commit()
         for slot, ids in zip(slots, new, strict=True):
             self._tokens[slot] += ids

@@ -54,7 +54,12 @@ def linear_parameters(shape: ModelShape) -> int:
 
 
 def parameters(shape: ModelShape) -> int:
-    """All weights: embedding, head unless tied, linear layers, two norms a block and the last one."""
+    """All weights: embedding, head unless tied, linear layers, two norms a block and the last one.
+
+    A `ModelConfig` counts its own, with biases and the norms that only some families have.
+    """
+    if callable(exact := getattr(shape, "num_parameters", None)):
+        return int(exact())
     h, tables = shape.hidden_size, 1 if shape.tie_word_embeddings else 2
     return tables * shape.vocab_size * h + linear_parameters(shape) + (2 * shape.num_hidden_layers + 1) * h
 

@@ -152,11 +152,15 @@ class GGUFFile:
         shape = tuple(cursor.scalar("Q") for _ in range(cursor.scalar("I")))[::-1]
         return name, shape, block_type(cursor.scalar("I")), cursor.scalar("Q")
 
+    def raw(self, name: str) -> NDArray[np.uint8]:
+        """The bytes of one tensor, a view of the mapped file."""
+        info = self.tensors[name]
+        return np.frombuffer(self._data, dtype=np.uint8, count=info.nbytes, offset=info.offset)
+
     def read(self, name: str) -> NDArray[np.float32]:
         """One tensor, dequantised to float32."""
         info = self.tensors[name]
-        raw = np.frombuffer(self._data, dtype=np.uint8, count=info.nbytes, offset=info.offset)
-        return dequantize_blocks(info.kind, raw, info.shape)
+        return dequantize_blocks(info.kind, self.raw(name), info.shape)
 
     def config(self) -> ModelConfig:
         """The model's shape; a missing or impossible key, a missing, unknown or misshaped tensor is named."""

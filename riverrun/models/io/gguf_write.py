@@ -21,7 +21,7 @@ from riverrun.models.config import ModelConfig
 from riverrun.models.io.gguf_layout import ROPE_FREQS, Architecture, architecture_of, metadata_of, rope_factors
 from riverrun.models.quantized import BlockType, block_type_of, quantize_blocks
 
-__all__ = ["write_gguf"]
+__all__ = ["GgufPlan", "Place", "plan_gguf", "write_gguf"]
 
 _ALIGNMENT = 32
 _SLICE_VALUES = 1 << 22
@@ -35,13 +35,52 @@ _TOKENS, _TYPES, _SCORES = (f"tokenizer.ggml.{key}" for key in ("tokens", "token
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
+class Place:
     """Where a tensor goes. offset: bytes from the start of the tensor data."""
 
     name: str
     shape: tuple[int, ...]
     kind: BlockType
     offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class GgufPlan:
+    """A file before its tensors: the bytes of its header, the place of each tensor by Hugging Face name, its size."""
+
+    config: ModelConfig
+    architecture: Architecture
+    head: bytes
+    places: dict[str, Place]
+
+    @property
+    def nbytes(self) -> int:
+        last = max(self.places.values(), key=lambda place: place.offset)
+        return len(self.head) + _aligned(last.offset + last.kind.bytes_of(last.shape))
+
+
+def plan_gguf(
+    config: ModelConfig,
+    tokenizer: Mapping[str, Any],
+    chat_template: str | None = None,
+    *,
+    kind: str = "Q8_0",
+    embedding: str | None = None,
+    output: str | None = None,
+    name: str = "",
+) -> GgufPlan:
+    """What `write_gguf` with the same arguments begins with; errors as there."""
+    architecture = architecture_of(config)
+    kinds = {"": kind, "token_embd.weight": embedding or kind, "output.weight": output or kind}
+    places = _places(config, architecture, {key: block_type_of(value) for key, value in kinds.items()})
+    metadata: dict[str, Any] = {"general.architecture": architecture.name, "general.type": "model"}
+    metadata |= {"general.name": name} if name else {}
+    metadata |= metadata_of(config, architecture)
+    metadata |= {"general.file_type": _FILE_TYPES[kind], "general.quantization_version": 2}
+    metadata |= _vocabulary(config, tokenizer)
+    if chat_template is not None:
+        metadata["tokenizer.chat_template"] = chat_template
+    return GgufPlan(config, architecture, _header(metadata, places.values()), places)
 
 
 def write_gguf(
@@ -67,25 +106,15 @@ def write_gguf(
     IntegrityError (a missing, unknown, repeated or misshaped tensor), InputError (values that are not finite or that
     the type cannot hold), ConfigError (a vocabulary that does not fit).
     """
-    architecture = architecture_of(config)
-    kinds = {"": kind, "token_embd.weight": embedding or kind, "output.weight": output or kind}
-    places = _places(config, architecture, {key: block_type_of(value) for key, value in kinds.items()})
-    metadata: dict[str, Any] = {"general.architecture": architecture.name, "general.type": "model"}
-    metadata |= {"general.name": name} if name else {}
-    metadata |= metadata_of(config, architecture)
-    metadata |= {"general.file_type": _FILE_TYPES[kind], "general.quantization_version": 2}
-    metadata |= _vocabulary(config, tokenizer)
-    if chat_template is not None:
-        metadata["tokenizer.chat_template"] = chat_template
-    head = _header(metadata, places.values())
+    plan = plan_gguf(config, tokenizer, chat_template, kind=kind, embedding=embedding, output=output, name=name)
+    start, missing = len(plan.head), dict(plan.places)
     with atomic_file(path, "wb") as handle:
-        handle.write(head)
-        missing = dict(places)
+        handle.write(plan.head)
         if (factors := rope_factors(config)) is not None:
-            _write(handle, len(head), missing.pop(ROPE_FREQS), factors, None, 0)
+            _write(handle, start, missing.pop(ROPE_FREQS), factors, None, 0)
         for ours, values in tensors:
             if ours not in missing:
-                what = "is given twice" if ours in places else f"has no place in a {config.model_type} model"
+                what = "is given twice" if ours in plan.places else f"has no place in a {config.model_type} model"
                 raise IntegrityError(f"{path}: tensor '{ours}' {what}")
             place = missing.pop(ours)
             if values.shape != place.shape:
@@ -93,14 +122,13 @@ def write_gguf(
                     f"{path}: tensor '{ours}' has shape {list(values.shape)}, the config needs {list(place.shape)}"
                 )
             add = 1 if config.norm_plus_one and ours.endswith("norm.weight") else 0
-            _write(handle, len(head), place, values, architecture.row_order(ours, config), add)
+            _write(handle, start, place, values, plan.architecture.row_order(ours, config), add)
         if missing:
             raise IntegrityError(f"{path}: {len(missing)} tensors were not given, the first is '{next(iter(missing))}'")
-        end = max(place.offset + place.kind.bytes_of(place.shape) for place in places.values())
-        handle.truncate(len(head) + _aligned(end))
+        handle.truncate(plan.nbytes)
 
 
-def _places(config: ModelConfig, architecture: Architecture, kinds: Mapping[str, BlockType]) -> dict[str, _Place]:
+def _places(config: ModelConfig, architecture: Architecture, kinds: Mapping[str, BlockType]) -> dict[str, Place]:
     """Hugging Face name -> place; `rope_freqs.weight` stands under its own name."""
     shapes = config.shapes()
     named = {ours: (theirs, shapes[ours]) for theirs, ours in architecture.tensor_names(config).items()}
@@ -113,7 +141,7 @@ def _places(config: ModelConfig, architecture: Architecture, kinds: Mapping[str,
             kind = block_type_of("F32")
         elif shape[-1] % kind.block_values:
             kind = block_type_of("F16")
-        places[ours] = _Place(theirs, shape, kind, offset)
+        places[ours] = Place(theirs, shape, kind, offset)
         offset += _aligned(kind.bytes_of(shape))
     return places
 
@@ -125,7 +153,7 @@ def _aligned(size: int) -> int:
 def _write(
     handle: IO[bytes],
     start: int,
-    place: _Place,
+    place: Place,
     values: NDArray[np.floating[Any]],
     order: NDArray[np.intp] | None,
     add: int,
@@ -173,7 +201,7 @@ def _vocabulary(config: ModelConfig, tokenizer: Mapping[str, Any]) -> dict[str, 
     return out
 
 
-def _header(metadata: Mapping[str, Any], places: Iterable[_Place]) -> bytes:
+def _header(metadata: Mapping[str, Any], places: Iterable[Place]) -> bytes:
     """Magic, version, counts, keys, tensor infos, filled up to the alignment."""
     places = list(places)
     parts = [b"GGUF", struct.pack("<IQQ", 3, len(places), len(metadata))]

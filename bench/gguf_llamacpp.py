@@ -2,7 +2,7 @@
 
 Rows: the largest difference of a logit, llama.cpp on our float32 file against our engine; the answers, 64 tokens each,
 of both on one file of smollm2-135m-instruct. F32 and F16 must be equal. With BF16, Q8_0 and Q4_0 llama.cpp also rounds
-the inputs of each matrix, so there must be equal: its answers and ours on the values in F32, and its answers on our file
+the inputs of each matrix, so there must be equal: its answers and ours on the values in F32, its answers on our file
 and on the file that its own quantiser makes. Last, opening a 7B file.
 """
 

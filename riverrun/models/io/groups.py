@@ -241,7 +241,9 @@ def _quantization(matrices: Mapping[str, GroupQuantized], plain: Mapping[str, Ar
         what = " and ".join(f"{bits} bits in groups of {size}" for bits, size in sorted(kinds))
         raise ConfigError(f"a {method} folder has one grid, the matrices have {what}: quantise them alike")
     for name, matrix in matrices.items():
-        if not np.array_equal(matrix.scale.astype(np.float16), matrix.scale):
+        with np.errstate(over="ignore"):
+            halves = matrix.scale.astype(np.float16)
+        if not np.array_equal(halves, matrix.scale):
             raise ConfigError(
                 f"{method} stores fp16 scales, those of {name} do not fit: quantise from its float weights"
             )
@@ -255,5 +257,5 @@ def _quantization(matrices: Mapping[str, GroupQuantized], plain: Mapping[str, Ar
     else:
         scattered = any(matrix.group_of is not None for matrix in matrices.values())
         out |= {"checkpoint_format": method, "desc_act": scattered, "sym": False}
-    kept = [_stem(name) for name, array in plain.items() if array.ndim == 2]
+    kept = sorted(_stem(name) for name, array in plain.items() if array.ndim == 2)
     return out | {"modules_to_not_convert": [name for name in kept if name != "model.embed_tokens"]}

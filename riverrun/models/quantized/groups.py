@@ -185,28 +185,41 @@ def awq_words(matrix: GroupQuantized) -> AwqWords:
             f"AWQ needs outputs of a multiple of 8 and inputs of a multiple of the group size {matrix.group_size}, "
             f"the matrix is {[outputs, inputs]}"
         )
-    qweight = np.empty((inputs, outputs // 8), dtype="<i4")
-    step = _pieces(outputs)
-    for start in range(0, inputs, step):  # the columns of a few bytes, turned
-        codes = unpack_codes(matrix.packed[:, start // 2 : (start + step) // 2], 4)
-        qweight[start : start + step] = _to_awq(np.ascontiguousarray(codes.T))
+    qweight = np.empty((inputs, outputs // 8), dtype="<u4")
+    rows = matrix.packed.reshape(outputs // 8, 8, inputs // 2)
+    low, high = np.uint32(0x0F0F0F0F), np.uint32(0xF0F0F0F0)
+    for piece in _pieces(outputs // 8, inputs):
+        first, second = (np.empty((*rows[piece, 0].shape, 4), dtype=np.uint8) for _ in range(2))
+        for byte in range(4):  # codes of two inputs in each byte, of four outputs in each word
+            first[:, :, byte] = rows[piece, _AWQ_ORDER[2 * byte]]
+            second[:, :, byte] = rows[piece, _AWQ_ORDER[2 * byte + 1]]
+        a, b = first.view("<u4")[:, :, 0], second.view("<u4")[:, :, 0]
+        qweight[0::2, piece] = ((a & low) | ((b & low) << 4)).T
+        qweight[1::2, piece] = (((a & high) >> 4) | (b & high)).T
     zeros = _to_awq(np.ascontiguousarray(matrix.zero.T))
-    return AwqWords(qweight, zeros, np.ascontiguousarray(matrix.scale.T))
+    return AwqWords(qweight.view("<i4"), zeros, np.ascontiguousarray(matrix.scale.T))
 
 
-def _pieces(outputs: int) -> int:
-    """Inputs turned at a time, a multiple of 8."""
-    return max(8, _CHUNK_BYTES // (8 * outputs) * 8)
+def _pieces(words: int, inputs: int) -> list[slice]:
+    """Columns of words that are turned together."""
+    step = max(1, _CHUNK_BYTES // (16 * inputs))
+    return [slice(start, start + step) for start in range(0, words, step)]
 
 
 def from_awq(words: AwqWords, group_size: int) -> GroupQuantized:
     """The inverse of `awq_words`; shapes must fit each other (io/groups checks those of a file)."""
     inputs, eighths = words.qweight.shape
-    packed = np.empty((eighths * 8, inputs // 2), dtype=np.uint8)
-    step = _pieces(eighths * 8)
-    for start in range(0, inputs, step):
-        codes = _awq_codes(words.qweight[start : start + step])
-        packed[:, start // 2 : (start + len(codes)) // 2] = (codes[0::2] | (codes[1::2] << 4)).T
+    rows = np.empty((eighths, 8, inputs // 2), dtype=np.uint8)
+    qweight = np.ascontiguousarray(words.qweight, dtype="<i4").view("<u4")
+    low, high = np.uint32(0x0F0F0F0F), np.uint32(0xF0F0F0F0)
+    for piece in _pieces(eighths, inputs):
+        even, odd = (np.ascontiguousarray(qweight[start::2, piece].T) for start in (0, 1))
+        first = ((even & low) | ((odd & low) << 4)).view(np.uint8).reshape(*even.shape, 4)
+        second = (((even & high) >> 4) | (odd & high)).view(np.uint8).reshape(*even.shape, 4)
+        for byte in range(4):  # as in awq_words
+            rows[piece, _AWQ_ORDER[2 * byte]] = first[:, :, byte]
+            rows[piece, _AWQ_ORDER[2 * byte + 1]] = second[:, :, byte]
+    packed = rows.reshape(8 * eighths, -1)
     zero = np.ascontiguousarray(_awq_codes(words.qzeros).T)
     return GroupQuantized(packed, np.ascontiguousarray(words.scales.T), zero, group_size)
 

@@ -289,8 +289,18 @@ def test_what_llama_cpp_does_not_compute_is_not_written(family: str, update: dic
             {"llama.rope.scaling.type": "longrope", "llama.rope.scaling.factor": 2.0},
             "'longrope' is not read, read: none",
         ),
-        ({"riverrun.model_type": "x"}, "'x' is not computed here"),
-        ({"riverrun.rope_scaling": "{"}, "riverrun.rope_scaling is not a rope_scaling"),
+        ({"riverrun.model_type": "qwen3"}, "riverrun.model_type 'qwen3' is not a family of architecture 'llama'"),
+        ({"riverrun.rope_scaling": "{"}, "keys of rotary scaling do not fit together"),
+        ({"riverrun.rope_scaling": '{"rope_type": "su"}'}, "keys of rotary scaling do not fit together"),
+        ({"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 0.5}, "keys of rotary scaling do not"),
+        ({"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": "four"}, "keys of rotary scaling do not"),
+        ({"llama.rope.freq_base": "x"}, "rope_theta: Input should be a valid number"),
+        ({"llama.block_count": 2**31}, "llama.block_count is 2147483648, the file has 21 tensors"),
+        ({"llama.block_count": "two"}, "num_hidden_layers: Input should be a valid integer"),
+        (
+            {"llama.attention.sliding_window": 4, "llama.attention.sliding_window_pattern": "ab"},
+            "must be a number or 2",
+        ),
     ],
 )
 def test_files_that_do_not_fit_together_are_refused(changes: dict[str, Any], text: str, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -140,6 +140,8 @@ class Architecture:
         return config.hidden_size // config.num_attention_heads if big else config.head_dim
 
 
+_ALSO_LLAMA = ("internlm2", "qwen2")
+"""Families with an architecture of their own whose models may be written as `llama`, see `architecture_of`."""
 _ANY = frozenset({"tied head", "query, key and value biases", "head size of its own"})
 ARCHITECTURES = {
     kind.name: kind
@@ -261,7 +263,12 @@ def config_of(
             raise IntegrityError(f"{origin} has no key '{kind.name}.{key}': convert the model again")
     if len(shapes.get("token_embd.weight", ())) != 2:
         raise IntegrityError(f"{origin} has no matrix 'token_embd.weight': convert the model again")
+    layers = own["block_count"]
+    if isinstance(layers, int) and layers > len(shapes):
+        raise IntegrityError(f"{origin}: {kind.name}.block_count is {layers}, the file has {len(shapes)} tensors")
     family = metadata.get(_FAMILY, kind.families[0])
+    if family not in (*kind.families, *(_ALSO_LLAMA if kind.name == "llama" else ())):
+        raise UnsupportedError(f"{origin}: {_FAMILY} '{family}' is not a family of architecture '{kind.name}'")
     values: dict[str, Any] = {
         "model_type": family,
         "vocab_size": shapes["token_embd.weight"][0],
@@ -287,8 +294,15 @@ def config_of(
         "eos_token_id": metadata.get("tokenizer.ggml.eos_token_id"),
     }
     values |= _windows(kind, own, origin)
-    values["rope_scaling"] = _scaling(metadata, own, factors, origin)
+    try:
+        values["rope_scaling"] = _scaling(metadata, own, factors, origin)
+    except (ValueError, TypeError, ArithmeticError) as error:  # of pydantic, of json, of arithmetic with a text
+        raise ConfigError(f"{origin}: its keys of rotary scaling do not fit together: {error}") from None
     config = ModelConfig.of(values, origin)
+    if factors is not None and factors.shape != (config.head_dim // 2,):
+        raise IntegrityError(
+            f"{origin}: tensor {ROPE_FREQS} has shape {list(factors.shape)}, its keys need {[config.head_dim // 2]}"
+        )
     if kind.gemma:
         config = config.model_copy(update={"query_pre_attn_scalar": float(kind.scalar(config))})
     for key in ("attention.value_length", "rope.dimension_count"):
@@ -309,7 +323,7 @@ def _windows(kind: Architecture, own: Mapping[str, Any], origin: str) -> dict[st
     pattern = own.get("attention.sliding_window_pattern", 6 if kind.gemma else 0)
     if isinstance(pattern, int) and not isinstance(pattern, bool):  # every n-th layer sees all; 0: none does
         pattern = [pattern == 0 or layer % pattern < pattern - 1 for layer in range(layers)]
-    if not isinstance(pattern, Collection) or len(pattern) != layers:
+    if not isinstance(pattern, list) or len(pattern) != layers:
         raise IntegrityError(
             f"{origin}: {kind.name}.attention.sliding_window_pattern must be a number or {layers} flags, "
             f"it is {pattern!r}: convert the model again"
@@ -324,10 +338,7 @@ def _scaling(
     metadata: Mapping[str, Any], own: Mapping[str, Any], factors: NDArray[np.float32] | None, origin: str
 ) -> RopeScaling | None:
     if _SCALING in metadata:
-        try:
-            return RopeScaling.model_validate(json.loads(metadata[_SCALING]))
-        except (ValueError, TypeError) as error:  # pydantic's and json's errors are ValueErrors
-            raise ConfigError(f"{origin}: {_SCALING} is not a rope_scaling: {error}") from None
+        return RopeScaling.model_validate(json.loads(metadata[_SCALING]))
     factor = own.get("rope.scaling.factor", own.get("rope.scale_linear", 0.0))
     name = own.get("rope.scaling.type", "linear" if factor else "none")
     if factors is not None:

@@ -55,7 +55,7 @@ def grid_of(quantization: Mapping[str, Any], origin: str) -> Grid:
     if method not in ("awq", "gptq", "group4"):
         raise UnsupportedError(f"{origin}: quant_method '{method}' is not read, read: awq, gptq, group4")
     bits, size = (quantization.get(key, default) for key, default in (("bits", 4), ("group_size", 128)))
-    if not isinstance(size, int) or isinstance(size, bool) or (size < 1 and size != -1):
+    if not isinstance(size, int) or isinstance(size, bool) or (size < 1 and (size != -1 or method == "group4")):
         raise ConfigError(f"{origin}: group_size {size!r} must be a number above 0, or -1 for one group a row")
     known = _GPTQ_BITS if method == "gptq" else (4,)
     if bits not in known:
@@ -71,7 +71,10 @@ def grid_of(quantization: Mapping[str, Any], origin: str) -> Grid:
     for key, plain in {"is_marlin_format": (False, None), "pack_dtype": ("int32", None)}.items():
         if quantization.get(key) not in plain:
             raise UnsupportedError(f"{origin}: {key} = {quantization[key]!r} is not read, read: {plain[0]!r}")
-    for pattern, change in (quantization.get("dynamic") or {}).items():
+    dynamic = quantization.get("dynamic") or {}
+    if not isinstance(dynamic, Mapping):
+        raise ConfigError(f"{origin}: dynamic must be an object, it is {type(dynamic).__name__}")
+    for pattern, change in dynamic.items():
         if not pattern.startswith("-:"):
             raise UnsupportedError(f"{origin}: gptq with its own settings for '{pattern}' ({change}) is not read")
     return Grid("gptq", bits, size, form == "gptq", bool(quantization.get("desc_act", False)))
@@ -100,7 +103,9 @@ def dequantized(
             if part == "packed":
                 yield stem, dequantize_groups(_group4(stem, names, get, grid, origin))
             elif part == "codes":
-                yield stem, dequantize_rows(get(name), _part(f"{stem}.scale", stem, names, get, origin))
+                codes, scale = get(name), _part(f"{stem}.scale", stem, names, get, origin)
+                _fits(f"{stem}.scale", scale, (*codes.shape[:1], *(size // 32 for size in codes.shape[1:])), origin)
+                yield stem, dequantize_rows(codes, scale)
             elif part not in ("scale", "zero"):
                 yield name, None
         elif name.endswith(".qweight"):
@@ -120,7 +125,7 @@ def _part(name: str, stem: str, names: Collection[str], get: Callable[[str], Arr
 
 def _group4(stem: str, names: Collection[str], get: Callable[[str], Array], grid: Grid, origin: str) -> GroupQuantized:
     packed, scale, zero = (_part(f"{stem}.{part}", stem, names, get, origin) for part in ("packed", "scale", "zero"))
-    groups = (packed.shape[0], packed.shape[1] * 2 // grid.group_size)
+    groups = (*packed.shape[:1], *(size * 2 // grid.group_size for size in packed.shape[1:]))
     _fits(f"{stem}.scale", scale, groups, origin)
     _fits(f"{stem}.zero", zero, groups, origin)
     return GroupQuantized(packed, scale, zero, grid.group_size)
@@ -161,6 +166,8 @@ def read_matrix(
     _fits(f"{stem}.scales", scales, (groups, outputs), origin)
     _fits(f"{stem}.qzeros", qzeros, (groups, outputs // per), origin)
     if grid.method == "awq":
+        if inputs % 2:
+            raise IntegrityError(f"{origin}: tensor '{stem}.qweight' has an odd number of inputs ({inputs})")
         return from_awq(AwqWords(qweight.view("<i4"), qzeros.view("<i4"), scales), size)
     g_idx = np.arange(inputs, dtype=np.int32) // size
     if f"{stem}.g_idx" in names:

@@ -40,7 +40,7 @@ ARROWS: dict[str, set[str]] = {
 }
 TORCH = [
     *("models/attention.py", "models/cache.py", "models/transformer.py", "models/vision.py", "models/lora.py"),
-    *("models/quantized.py", "models/io/hf.py", "models/io/adapter.py", "train/"),
+    *("models/io/hf.py", "models/io/adapter.py", "train/"),
     *("serve/engines/torch.py", "serve/calibrate/"),
 ]
 """Files that may import torch at their top; a folder stands for all of its files."""

@@ -31,9 +31,9 @@ def quantize(model: Path, adapter: Path | None, out: Path, *, group_size: int) -
 
 def _is_four_bit(opened: Checkpoint) -> bool:
     if opened.quantization:
-        return True
+        return int(opened.quantization.get("bits", 4)) <= 4
     kinds = {info.kind.name for info in opened.gguf.tensors.values()} if opened.gguf else set()
-    return bool(kinds & {"Q4_0", "Q4_1"})
+    return bool(kinds & {"Q4_0", "Q4_1", "Q4_K"})
 
 
 def _bundle(opened: Checkpoint, adapter: Path, folder: Path, group_size: int) -> dict[str, Any]:

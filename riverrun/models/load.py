@@ -206,7 +206,7 @@ def load_model(checkpoint: Checkpoint, dtype: torch.dtype, *, fold: bool = True,
     weights: Iterable[tuple[str, Tensor]]
     if checkpoint.gguf:
         arrays = checkpoint.gguf.weights(checkpoint.config)
-        weights = ((name, torch.from_numpy(values.copy())) for name, values in arrays)
+        weights = ((name, torch.from_numpy(values)) for name, values in arrays)
     else:
         from riverrun.models.io.hf import Weights, read_weights
 

@@ -1,12 +1,11 @@
 """Read GGUF version 2 and 3 (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md): header, metadata, tensors.
 
-Tensors stay memory-mapped until asked for. llama.cpp stores the query and key rows of Llama models interleaved for its
-rotary kernel; `GGUFFile.weights` puts them back into the half-split order of Hugging Face.
+Opening reads the header; tensors stay memory-mapped until asked for. What the keys and tensors mean stands in
+`gguf_layout`: `GGUFFile.weights` gives every tensor under its Hugging Face name, in its row order and norm convention.
 """
 
 from __future__ import annotations
 
-import math
 import mmap
 import struct
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 
 from riverrun.base.errors import InputError, IntegrityError, UnsupportedError
 from riverrun.models.config import ModelConfig
-from riverrun.models.io.names import from_gguf
+from riverrun.models.io.gguf_layout import ROPE_FREQS, Architecture, config_of
 from riverrun.models.quantized import BlockType, block_type, dequantize_blocks
 
 __all__ = ["GGUFFile", "TensorInfo", "is_gguf"]
@@ -27,14 +26,7 @@ __all__ = ["GGUFFile", "TensorInfo", "is_gguf"]
 _MAGIC = b"GGUF"
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
-_NEEDED = {
-    "llama.embedding_length",
-    "llama.feed_forward_length",
-    "llama.block_count",
-    "llama.attention.head_count",
-    "llama.context_length",
-    "llama.attention.layer_norm_rms_epsilon",
-}
+_LENGTH = struct.Struct("<Q")
 
 
 def is_gguf(path: Path) -> bool:
@@ -87,7 +79,21 @@ class _Cursor:
         if item in _SCALARS:
             code = _SCALARS[item]
             return list(struct.unpack(f"<{count}{code}", self.take(count * struct.calcsize("<" + code))))
-        return [self.value(item, nested=True) for _ in range(count)]
+        return self.strings(count) if item == _STRING else [self.value(item, nested=True) for _ in range(count)]
+
+    def strings(self, count: int) -> list[str]:
+        """A vocabulary is hundreds of thousands of texts: the plain loop, with the one check that it needs."""
+        data, at, size, out = self.data, self.at, len(self.data), []
+        for _ in range(count):
+            end = at + 8
+            if end <= size:
+                end += _LENGTH.unpack_from(data, at)[0]
+            if end > size:
+                self.take(end - self.at)  # says that the file is truncated
+            out.append(data[at + 8 : end].decode("utf-8", errors="replace"))
+            at = end
+        self.at = at
+        return out
 
 
 @dataclass
@@ -113,6 +119,8 @@ class GGUFFile:
         tensor_count, value_count = cursor.scalar("Q"), cursor.scalar("Q")
         for _ in range(value_count):
             key = cursor.string()
+            if key in self.metadata:
+                raise IntegrityError(f"{self.path} has key '{key}' twice; the file is damaged, fetch it again")
             self.metadata[key] = cursor.value(cursor.scalar("I"))
         found = [self._tensor_header(cursor) for _ in range(tensor_count)]
         alignment = self.metadata.get("general.alignment", 32)
@@ -127,7 +135,9 @@ class GGUFFile:
                     f"{self.path}: tensor {name} of type {kind.name} has shape {list(shape)}, rows must be a multiple "
                     f"of {kind.block_values}; the file is damaged, fetch it again"
                 )
-            nbytes = math.prod(shape) // kind.block_values * kind.block_bytes
+            if name in self.tensors:
+                raise IntegrityError(f"{self.path} has tensor {name} twice; the file is damaged, fetch it again")
+            nbytes = kind.bytes_of(shape)
             info = TensorInfo(name, shape, kind, start + offset, nbytes)
             if info.offset + nbytes > len(self._data):
                 raise IntegrityError(
@@ -142,66 +152,49 @@ class GGUFFile:
         shape = tuple(cursor.scalar("Q") for _ in range(cursor.scalar("I")))[::-1]
         return name, shape, block_type(cursor.scalar("I")), cursor.scalar("Q")
 
+    def raw(self, name: str) -> NDArray[np.uint8]:
+        """The bytes of one tensor, a view of the mapped file."""
+        info = self.tensors[name]
+        return np.frombuffer(self._data, dtype=np.uint8, count=info.nbytes, offset=info.offset)
+
     def read(self, name: str) -> NDArray[np.float32]:
         """One tensor, dequantised to float32."""
         info = self.tensors[name]
-        raw = np.frombuffer(self._data, dtype=np.uint8, count=info.nbytes, offset=info.offset)
-        return dequantize_blocks(info.kind, raw, info.shape)
+        return dequantize_blocks(info.kind, self.raw(name), info.shape)
 
     def config(self) -> ModelConfig:
-        """The model's shape from the `<architecture>.*` keys; a missing or impossible one is named."""
-        meta = self.metadata
-        family = meta.get("general.architecture")
-        if family != "llama":
-            raise UnsupportedError(f"GGUF architecture '{family}' is not supported, supported: llama")
-        if meta.get("llama.expert_count", 0):
-            raise UnsupportedError(f"{self.path} is a mixture of experts, supported: dense llama")
-        if meta.get("llama.rope.scaling.type", "none") != "none" or "rope_freqs.weight" in self.tensors:
-            raise UnsupportedError(f"{self.path} uses scaled rotary embedding, supported: the plain form")
-        for needed in sorted(_NEEDED - meta.keys()):
-            raise IntegrityError(f"{self.path} has no key '{needed}': convert the model again")
-        if "token_embd.weight" not in self.tensors:
-            raise IntegrityError(f"{self.path} has no tensor 'token_embd.weight': convert the model again")
-        heads, embed = meta["llama.attention.head_count"], self.tensors["token_embd.weight"]
-        values = {
-            "vocab_size": embed.shape[0],
-            "hidden_size": meta["llama.embedding_length"],
-            "intermediate_size": meta["llama.feed_forward_length"],
-            "num_hidden_layers": meta["llama.block_count"],
-            "num_attention_heads": heads,
-            "num_key_value_heads": meta.get("llama.attention.head_count_kv", heads),
-            "head_dim": meta.get("llama.attention.key_length", 0),
-            "max_position_embeddings": meta["llama.context_length"],
-            "rms_norm_eps": meta["llama.attention.layer_norm_rms_epsilon"],
-            "rope_theta": meta.get("llama.rope.freq_base", 10000.0),
-            "tie_word_embeddings": "output.weight" not in self.tensors,
-            "bos_token_id": meta.get("tokenizer.ggml.bos_token_id"),
-            "eos_token_id": meta.get("tokenizer.ggml.eos_token_id"),
-        }
-        config = ModelConfig.of(values, str(self.path))
-        for key in ("attention.value_length", "rope.dimension_count"):
-            if (size := meta.get(f"llama.{key}", config.head_dim)) != config.head_dim:
-                raise UnsupportedError(f"{self.path}: llama.{key} is {size}, supported: head_dim ({config.head_dim})")
-        return config
+        """The model's shape; a missing or impossible key, a missing, unknown or misshaped tensor is named."""
+        return self._layout()[1]
+
+    def _layout(self) -> tuple[Architecture, ModelConfig]:
+        shapes = {name: info.shape for name, info in self.tensors.items()}
+        factors = self.read(ROPE_FREQS) if ROPE_FREQS in shapes else None
+        kind, config = config_of(self.metadata, shapes, factors, str(self.path))
+        names, wanted = kind.tensor_names(config), config.shapes()
+        for name, ours in names.items():
+            if name not in shapes:
+                raise IntegrityError(f"{self.path} has no tensor '{name}': fetch it again or convert the model again")
+            if shapes[name] != wanted[ours]:
+                raise IntegrityError(
+                    f"{self.path}: tensor {name} has shape {list(shapes[name])}, its keys need {list(wanted[ours])}: "
+                    "fetch or convert it again"
+                )
+        for name in shapes.keys() - names.keys() - {ROPE_FREQS}:
+            raise UnsupportedError(f"{self.path}: tensor '{name}' has no place in a {config.model_type} model")
+        return kind, config
 
     def weights(self, config: ModelConfig) -> Iterator[tuple[str, NDArray[np.float32]]]:
-        """(our name, float32 values) of every tensor, query and key rows in half-split order."""
-        heads = {"self_attn.q_proj": config.num_attention_heads, "self_attn.k_proj": config.num_key_value_heads}
-        for name in self.tensors:
-            ours = from_gguf(name)
-            if ours is None:
-                raise UnsupportedError(f"{self.path}: tensor '{name}' has no place in a llama model")
-            values = self.read(name)
-            part = ours.removesuffix(".weight").split(".", 3)[-1]
-            if part in heads and values.shape != config.linear_shapes()[part]:
-                raise IntegrityError(
-                    f"{self.path}: tensor {name} has shape {list(values.shape)}, its heads need "
-                    f"{list(config.linear_shapes()[part])}: fetch or convert it again"
-                )
-            yield ours, _unpermute(values, heads[part]) if part in heads else values
+        """(Hugging Face name, float32 values) of every tensor; `config` is that of `config()`, its token ids aside.
 
-
-def _unpermute(rows: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
-    """Undo llama.cpp's interleaving of the two rotary halves: per head, row 2i + j came from row j * d/2 + i."""
-    out, into = rows.shape
-    return rows.reshape(heads, out // heads // 2, 2, into).swapaxes(1, 2).reshape(out, into)
+        Norm weights of Gemma are the file's less 1, as its checkpoints have them.
+        """
+        kind, _ = self._layout()
+        for name, ours in kind.tensor_names(config).items():
+            values, order = self.read(name), kind.row_order(ours, config)
+            if order is not None:
+                rows = np.empty_like(values)
+                rows[order] = values
+                values = rows
+            elif kind.gemma and ours.endswith("norm.weight"):
+                values -= 1
+            yield ours, values

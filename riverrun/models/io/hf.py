@@ -1,8 +1,7 @@
 """Hugging Face folders: config.json and safetensors, single or sharded, one tensor at a time. torch inside.
 
-`Weights` reads plain tensors lazily and knows before the first one whether all are there and fit. Weights on the 4-bit
-group grid of `models/quantized` (`quantization_config.quant_method` = "group4": <name>.packed, .scale, .zero per matrix
-and <name>.codes, .scale for the 8-bit embedding) are read in order by `read_weights`.
+`Weights` reads plain tensors lazily and knows before the first one whether all are there and fit. Quantised folders
+(`quantization_config`, see `io/groups`) are read in order by `read_weights`.
 """
 
 from __future__ import annotations
@@ -14,21 +13,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from riverrun.base.artifacts import write_json
 from riverrun.base.errors import InputError, IntegrityError, UnsupportedError
 from riverrun.models.config import ModelConfig
+from riverrun.models.io.groups import dequantized
 from riverrun.models.io.layouts import join_parts, split_parts, stored_shape
 from riverrun.models.io.names import is_constant, plain_name, stored_names
 from riverrun.models.io.safetensors import Entry, SafetensorsFile, write_safetensors
-from riverrun.models.quantized import (
-    GroupQuantized,
-    dequantize_groups,
-    dequantize_rows,
-    quantize_groups,
-    quantize_rows,
-)
+from riverrun.models.quantized import quantize_groups, quantize_rows
 
 __all__ = ["SHARD_BYTES", "SHARD_INDEX", "Weights", "read_weights", "write_quantized", "write_weights"]
 
@@ -156,28 +151,23 @@ def read_weights(
     folder: Path, quantization: Mapping[str, Any] | None, config: ModelConfig | None = None
 ) -> Iterator[tuple[str, Tensor]]:
     """(our name, tensor) one at a time; quantised matrices come dequantised to float32."""
+    config = config or ModelConfig.from_hf(json.loads((folder / "config.json").read_text(encoding="utf-8")))
     if not quantization:
-        config = config or ModelConfig.from_hf(json.loads((folder / "config.json").read_text(encoding="utf-8")))
         yield from Weights(folder, config).items()
         return
-    if quantization.get("quant_method") != "group4":
-        raise UnsupportedError(f"{folder}: quant_method '{quantization.get('quant_method')}' is not read, read: group4")
-    for path in _files(folder):
-        file = SafetensorsFile(path)
-        for name, entry in file.entries.items():
-            if name.endswith(".packed"):
-                stem = name.removesuffix(".packed")
-                packed, scale, zero = (
-                    _tensor(file, file.entries[f"{stem}.{part}"]).numpy() for part in ("packed", "scale", "zero")
-                )
-                matrix = GroupQuantized(packed, scale, zero, int(quantization["group_size"]))
-                yield stem, torch.from_numpy(dequantize_groups(matrix))
-            elif name.endswith(".codes"):
-                stem = name.removesuffix(".codes")
-                codes, scale = (_tensor(file, file.entries[key]).numpy() for key in (name, f"{stem}.scale"))
-                yield stem, torch.from_numpy(dequantize_rows(codes, scale))
-            elif not name.endswith((".scale", ".zero")):
-                yield name, _tensor(file, entry)
+    places = {
+        name: (file, entry) for file in map(SafetensorsFile, _files(folder)) for name, entry in file.entries.items()
+    }
+
+    def array(name: str) -> NDArray[Any]:
+        tensor = _tensor(*places[name])
+        return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+
+    stored = stored_names(config)
+    for name, values in dequantized(places, array, quantization, str(folder)):
+        tensor = _tensor(*places[name]) if values is None else torch.from_numpy(values)
+        parts = stored.get(name, (name,))
+        yield from zip(parts, split_parts(config, tensor, parts), strict=True)
 
 
 def raw_bytes(tensor: Tensor) -> memoryview:

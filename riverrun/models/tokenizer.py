@@ -174,6 +174,10 @@ class Tokenizer:
             plain.clear()
         yield from self._segment(text, reached, len(text), marks & plain)
 
+    def special_places(self, text: str) -> Iterator[tuple[str, int, int]]:
+        """(text, start, end) of each special token written in a text."""
+        return ((found.group(), *found.span()) for found in self._pattern(frozenset()).finditer(text))
+
     def _segment(self, text: str, start: int, end: int, plain: frozenset[str]) -> Iterator[Token]:
         """Tokens of text[start:end], which holds no special token; the added tokens in `plain` are text too."""
         if start == end:

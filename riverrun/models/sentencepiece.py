@@ -44,7 +44,8 @@ class PieceModel:
     remove_extra_whitespaces: bool = False
     charsmap: bytes = b""
     prefix_once: bool = False
-    """The dummy prefix stands before the whole text only (`legacy: false`), not after each special token."""
+    """The dummy prefix stands before the whole text only (`legacy: false`), not after each special token. As in
+    transformers, a text that begins with a space gets none, and so loses that space when it is decoded."""
 
     def renamed(self, added: Mapping[int, tuple[str, bool]]) -> PieceModel:
         """With (text, special) of added tokens put at their ids, in place of what stood there or after the end."""
@@ -67,11 +68,12 @@ class PieceModel:
         package = require("tokenizers", extra="serve")
         self._check()
         vocabulary = {piece: index for index, piece in enumerate(self.pieces)}
+        merges = self.merges() if self.kind == "bpe" else []
         try:
             if self.kind == "bpe":
                 unknown = self.pieces[self.unk_id] if 0 <= self.unk_id < len(self.pieces) else None
                 model = package.models.BPE(
-                    vocabulary, self.merges(), unk_token=unknown, fuse_unk=True, byte_fallback=self.byte_fallback
+                    vocabulary, merges, unk_token=unknown, fuse_unk=True, byte_fallback=self.byte_fallback
                 )
             else:
                 scored = list(zip(self.pieces, self._unigram_scores(), strict=True))
@@ -156,7 +158,9 @@ class PieceModel:
             users = users if self.kind == "bpe" else []
             if self.prefix_once:
                 splits.insert(0, package.pre_tokenizers.Metaspace(SPACE, prepend_scheme="first", split=False))
-            elif users:  # the package puts added tokens through the normaliser too: theirs must stay as they are
+            elif users:
+                # The package puts added tokens through the normaliser too, and theirs must stay as they are: the prefix
+                # is left out before a text that is nothing but one user-defined piece, where sentencepiece has it.
                 bare = "|".join(sorted(users, key=len, reverse=True))
                 steps.append(rules.Replace(pattern(rf"\A(?!(?:{bare})\z)(?=[\s\S])"), SPACE))
             else:

@@ -19,8 +19,8 @@ from riverrun.models.tokenizer import StreamDecoder, Tokenizer
 
 WORDS = [
     *("hello", "the price", "  ", "   ", " ", "\n", "\t", "\x00", "\x01", "\x7f", "书店", "价格", "😀", "👍🏽"),
-    *("é", "e\u0301", "ﬁ", "<s>", "</s>", "<0x0A>", "<unk>", "[UNUSED_1]", "<|im_start|>", "12345", "ｆｕｌｌ", "\u3000", "\u200b"),
-    *("日本", "한국어", "aaaaa", "======", "books", "first"),
+    *("é", "e\u0301", "ﬁ", "<s>", "</s>", "<0x0A>", "<unk>", "[UNUSED_1]", "<|im_start|>", "12345", "ｆｕｌｌ"),
+    *("\u3000", "\u200b", "日本", "한국어", "aaaaa", "======", "books", "first"),
 ]  # fmt: skip
 PLAIN = {"byte_fallback": True, "normalization_rule_name": "identity", "remove_extra_whitespaces": False}
 CASES: dict[str, dict[str, Any]] = {
@@ -227,12 +227,11 @@ def test_a_long_line_takes_linear_time(name: str) -> None:
     import time
 
     tokenizer, seconds = build(name), []
-    for size in (50_000, 400_000):
+    for size in (40_000, 320_000):
         text = ("the price of 书店 and books😀 x" * (size // 28))[:size]
-        began = time.perf_counter()
-        ids = tokenizer.encode(text)
-        seconds.append(time.perf_counter() - began)
-        assert tokenizer.decode(ids[:50])
+        began = time.process_time()
+        assert tokenizer.encode(text)
+        seconds.append(time.process_time() - began)
     assert seconds[1] < max(40 * seconds[0], 1.0), "8 times the text"
 
 

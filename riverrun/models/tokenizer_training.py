@@ -111,7 +111,7 @@ def train_bpe(
     counted = _Counted(texts)
     try:
         backend.train_from_iterator(counted, trainer)
-    except TypeError:
+    except UnicodeEncodeError:
         raise InputError(f"text {counted.count} holds half of a surrogate pair, which UTF-8 cannot hold") from None
     if not counted.characters:
         raise InputError("there is no text to train a vocabulary on: give files with text in them")

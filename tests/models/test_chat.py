@@ -148,7 +148,7 @@ def test_what_a_template_drops_is_not_learned_in_silence() -> None:
         learned("qwen3", [*talk, Message.of("assistant", "d")])
     assert learned("qwen3", [talk[0], Message.of("assistant", "b")], enable_thinking=False) == ["b<|im_end|>"]
     changing = ChatTemplate("{% for m in messages %}{{ m.content | upper }}{% endfor %}")
-    with pytest.raises(ConfigError, match="leaves out or rewrites"):
+    with pytest.raises(ConfigError, match=r"does not show where message 2 \(assistant\) ends"):
         changing.encode_with_labels(build("chatml"), talk[:2])
 
 
@@ -195,7 +195,8 @@ def test_a_template_without_tools_refuses_them() -> None:
         assert not template.knows_tools
         with pytest.raises(InputError, match="does not write the tool 'weather'"):
             template.render(TALK[:1], add_generation_prompt=True, tools=[WEATHER])
-        with pytest.raises(InputError, match="knows no tools and there is a tool's result"):
+        says = "must alternate" if name == "gemma" else "knows no tools and there is a tool's result"
+        with pytest.raises(InputError, match=says):
             template.encode(build(name), TALK[:3])
     assert all(template_of(name).knows_tools for name, family in FAMILIES.items() if family.tools)
 
@@ -252,7 +253,7 @@ HARM = {
     "{{ '%1000000000d' % 1 }}": "six digits",
     "{{ '{:>1000000000}'.format(1) }}": "six digits",
     "{{ 'aa' | replace('a', 'b' * 10**7) }}": "makes a text",
-    "{{ 3 ** 10**9 }}": "makes a text or a list of",
+    "{{ 3 ** (10**9) }}": "makes a text or a list of",
     "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}": "RecursionError",
     "{{ 1 / 0 }}": "ZeroDivisionError",
 }

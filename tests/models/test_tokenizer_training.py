@@ -38,7 +38,7 @@ def test_bytes_per_token_by_language() -> None:
     assert rows["all"].bytes == sum(len(text.encode()) for text in TEXTS) == rows["en"].bytes + rows["zh"].bytes
     assert rows["all"].tokens == sum(len(tokenizer.encode(text)) for text in TEXTS)
     assert rows["zh"].bytes_per_token > 1.5 > rows["zh"].other_bytes_per_token == 1.0
-    assert [language_of(text) for text in ("的 price", "naïveté à ñ é", "", "日本 and more english words")] == [
+    assert [language_of(text) for text in ("的书 price", "naïveté à ñ é", "", "日本 and more english words")] == [
         "zh", "other", "en", "en",
     ]  # fmt: skip
 

@@ -1,4 +1,6 @@
-"""`riverrun`: init, run, ask, chat, serve, report, doctor, hub. Only typer is imported before a sub-command is known.
+"""`riverrun`: init, run, ask, chat, serve, report, doctor, hub, models, tokenizer.
+
+Only typer is imported before a sub-command is known.
 
 Exit codes: 0 done, 1 failed, 2 input that cannot be used, 3 a gate missed its bar, 130 interrupted.
 RIVERRUN_DEBUG=1 shows tracebacks, RIVERRUN_LANG=zh speaks Chinese where the project has the words.
@@ -28,6 +30,10 @@ hub_app = typer.Typer(
     help="Models and data sets: what there is, where it comes from, whether it is whole.", no_args_is_help=True
 )
 app.add_typer(hub_app, name="hub")
+models_app = typer.Typer(help="Look into a model: its tokens and its chat template.", no_args_is_help=True)
+app.add_typer(models_app, name="models")
+tokenizer_app = typer.Typer(help="Vocabularies of one's own.", no_args_is_help=True)
+app.add_typer(tokenizer_app, name="tokenizer")
 
 
 @contextmanager
@@ -217,6 +223,39 @@ def hub_verify(name: Annotated[str, typer.Argument(help="Name in the catalogue."
         from riverrun.cli.hub import verify_command
 
         verify_command(name)
+
+
+@models_app.command("explain")
+def models_explain(
+    target: Annotated[str, typer.Argument(metavar="MODEL", help="Model path or catalogue name.")],
+    messages: Annotated[Path, typer.Option(help="JSON list of OpenAI messages, or a conversation of a .jsonl file.")],
+    tools: Annotated[Path | None, typer.Option(help="JSON list of tools in the OpenAI form.")] = None,
+    template: Annotated[str, typer.Option(help="Built-in chat template to use in place of the model's own.")] = "",
+) -> None:
+    """Show a conversation token by token, and whether transformers makes the same ids of it."""
+    with _errors():
+        from riverrun.cli.models import explain_command
+
+        explain_command(target, messages, tools, template)
+
+
+@tokenizer_app.command("train")
+def tokenizer_train(
+    paths: Annotated[list[Path], typer.Argument(help=".txt, .md or .jsonl files, or folders of them.")],
+    vocab_size: Annotated[int, typer.Option(help="Tokens of the vocabulary.")],
+    out: Annotated[Path, typer.Option(help="Folder for tokenizer.json and compression.json.")],
+    special: Annotated[
+        list[str] | None, typer.Option(help="Special token; may be given several times, the last ends an answer.")
+    ] = None,
+    digits: Annotated[str, typer.Option(help="single: every digit alone; three: digits by three.")] = "single",
+    sample: Annotated[int, typer.Option(help="Documents to train on, drawn evenly; 0 takes all.")] = 0,
+    against: Annotated[str, typer.Option(help="Model whose tokenizer to compare with.")] = "",
+) -> None:
+    """Train a byte-level BPE vocabulary on texts and say how many bytes a token holds, by language."""
+    with _errors():
+        from riverrun.cli.models import train_command
+
+        train_command(paths, vocab_size, out, special or [], digits, sample, against)
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from riverrun.base.protocols import LanguageModel
 from riverrun.chain.check import is_path
 from riverrun.chain.stage import Parts
 
-__all__ = ["Target", "open_target"]
+__all__ = ["Target", "model_path", "open_target"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,8 @@ class Target:
         return self.models[name or self.default]
 
 
-def _model_path(target: str) -> Path:
+def model_path(target: str) -> Path:
+    """The path of a model, fetched into the store when it is a name of the catalogue."""
     path = Path(target)
     if path.exists():
         return path
@@ -55,7 +56,7 @@ def open_target(target: str, *, database: Path | str = "", parts: Parts | None =
         return
     if database:
         raise InputError(f"--database needs a run folder, {target} is a model: leave the option out")
-    path = _model_path(target)
+    path = model_path(target)
     name = target if not path.exists() else path.stem if path.is_file() else path.resolve().name
     model = parts.load("model")(path, adapter=None, name=name, threads=0)
     try:

@@ -17,6 +17,7 @@ from riverrun.base.errors import InputError, IntegrityError
 from riverrun.models.chat import ChatTemplate
 from riverrun.models.config import ModelConfig
 from riverrun.models.io.gguf import GGUFFile, is_gguf
+from riverrun.models.templates import ADDITIONAL, choose, folder_templates, gguf_templates
 from riverrun.models.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -99,8 +100,11 @@ def quantization_of(folder: Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def load_checkpoint(path: Path, *, adapter: Path | None = None) -> Checkpoint:
-    """Open a model; errors name the file and what is wrong with it."""
+def load_checkpoint(path: Path, *, adapter: Path | None = None, template: str = "") -> Checkpoint:
+    """Open a model; errors name the file and what is wrong with it.
+
+    `template` names a built-in chat template to take in place of the model's own (`templates.names()`).
+    """
     base, bundled = _resolve(path)
     if bundled and adapter:
         raise InputError(f"{path} has its own adapter, {adapter} cannot be added to it: give the base model instead")
@@ -111,17 +115,15 @@ def load_checkpoint(path: Path, *, adapter: Path | None = None) -> Checkpoint:
                 f"{base} is not a GGUF file (it does not start with 'GGUF'): give a GGUF file or a folder"
             )
         gguf = GGUFFile(base)
-        template = gguf.metadata.get("tokenizer.chat_template")
-        if not template:
-            raise InputError(f"{base} has no chat template (tokenizer.chat_template): use an instruction-tuned model")
+        source = choose(gguf_templates(gguf.metadata), template, gguf.metadata.get("general.architecture"), base)
         tokenizer = Tokenizer.from_gguf(gguf.metadata)
         config = _with_ends(gguf.config(), tokenizer)
         words = {"bos_token": tokenizer.token(tokenizer.bos_id), "eos_token": tokenizer.token(tokenizer.eos_id)}
-        return Checkpoint(base, config, tokenizer, ChatTemplate(template, **words), gguf=gguf, adapter=adapter)
-    return _open_folder(base, adapter)
+        return Checkpoint(base, config, tokenizer, ChatTemplate(source, **words), gguf=gguf, adapter=adapter)
+    return _open_folder(base, adapter, template)
 
 
-def _open_folder(folder: Path, adapter: Path | None) -> Checkpoint:
+def _open_folder(folder: Path, adapter: Path | None, template: str) -> Checkpoint:
     """A Hugging Face folder. What ends an answer stands in up to three of its files; all of them count."""
     raw = _json(folder / "config.json")
     config = ModelConfig.from_hf(raw)
@@ -132,8 +134,8 @@ def _open_folder(folder: Path, adapter: Path | None) -> Checkpoint:
     words = {key: _token_text(settings.get(key)) for key in ("bos_token", "eos_token")}
     also = generation.get("eos_token_id")
     ends = [*config.end_ids, *(also if isinstance(also, list) else [also])]
-    tokenizer = Tokenizer.from_file(
-        folder / "tokenizer.json",
+    tokenizer = Tokenizer.from_folder(
+        folder,
         bos_id=config.bos_token_id,
         end_ids=[end for end in ends if isinstance(end, int)],
         eos_token=words["eos_token"],
@@ -144,7 +146,7 @@ def _open_folder(folder: Path, adapter: Path | None) -> Checkpoint:
         folder,
         _with_ends(config, tokenizer),
         tokenizer,
-        ChatTemplate(_template_of(folder, settings), **words),
+        ChatTemplate(choose(folder_templates(folder, settings), template, raw.get("model_type"), folder), **words),
         quantization=raw.get("quantization_config"),
         adapter=adapter,
     )
@@ -161,24 +163,15 @@ def _token_text(value: Any) -> str:
     return str((value.get("content") if isinstance(value, dict) else value) or "")
 
 
-def _template_of(folder: Path, settings: dict[str, Any]) -> str:
-    file = folder / "chat_template.jinja"
-    if file.is_file():
-        return file.read_text(encoding="utf-8")
-    template = settings.get("chat_template")
-    if isinstance(template, list):
-        template = next((item.get("template") for item in template if item.get("name") == "default"), None)
-    if not template:
-        raise InputError(f"{folder} has no chat template (chat_template.jinja): use an instruction-tuned model")
-    return str(template)
-
-
 def save_companions(checkpoint: Checkpoint, folder: Path) -> None:
     """Tokenizer and template beside written weights, so that the folder loads alone."""
     from riverrun.base.artifacts import write_json, write_text
 
     checkpoint.tokenizer.save(folder / "tokenizer.json")
     write_text(folder / "chat_template.jinja", checkpoint.template.source)
+    for name, source in checkpoint.template.named.items():
+        if source != checkpoint.template.source:
+            write_text(folder / ADDITIONAL / f"{name}.jinja", source)
     settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
     words = {"bos_token": checkpoint.template.bos_token, "eos_token": checkpoint.template.eos_token}
     settings |= {key: word for key, word in words.items() if word}

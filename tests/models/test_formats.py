@@ -192,7 +192,7 @@ def test_token_ids_and_template_are_those_of_transformers(smollm2: Path) -> None
 def test_what_is_wrong_with_a_model_path_is_said(tmp_path: Path) -> None:
     folder = write_tiny(tmp_path / "m")
     (folder / "chat_template.jinja").write_text("{% if %}")
-    with pytest.raises(RiverrunError, match=r"not valid jinja \(line 1\)"):
+    with pytest.raises(RiverrunError, match=r"not valid jinja \(line 1: \{% if %\}\)"):
         load_checkpoint(folder)
     (folder / "chat_template.jinja").unlink()
     with pytest.raises(InputError, match="has no chat template"):

@@ -83,8 +83,10 @@ def test_files_that_are_no_tokenizer(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text('{"model": ')
     with pytest.raises(IntegrityError, match=r"is not a tokenizer\.json"):
         Tokenizer.from_file(tmp_path / "tokenizer.json")
-    with pytest.raises(UnsupportedError, match="GGUF tokenizer 'llama' with pre-tokeniser 'default' is not read"):
-        Tokenizer.from_gguf({"tokenizer.ggml.model": "llama"})
+    with pytest.raises(UnsupportedError, match="GGUF tokenizer 'bert' is not read, read: gpt2"):
+        Tokenizer.from_gguf({"tokenizer.ggml.model": "bert"})
+    with pytest.raises(UnsupportedError, match=r"pre-tokeniser 'qwen3' is not read\. Did you mean 'qwen35'"):
+        Tokenizer.from_gguf({"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "qwen3"})
     with pytest.raises(IntegrityError, match="vocabulary and its merges do not fit together"):
         Tokenizer.from_gguf(
             {

@@ -7,29 +7,18 @@ defaults are those of its published config class, because a `config.json` leaves
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cache
-from importlib.resources import files
 from typing import Any, Literal
 
-import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from riverrun.base.config import Config
-from riverrun.base.errors import ConfigError, UnsupportedError, nearest
+from riverrun.base.errors import ConfigError
+from riverrun.models.families import SLIDING, families
+from riverrun.models.hf_config import read_hf, write_hf
 
-__all__ = ["FULL", "SLIDING", "ModelConfig", "RopeScaling", "families"]
+__all__ = ["ModelConfig", "RopeScaling"]
 
-FULL: Literal["full_attention"] = "full_attention"
-SLIDING: Literal["sliding_attention"] = "sliding_attention"
 LayerType = Literal["full_attention", "sliding_attention"]
-
-
-@cache
-def families() -> dict[str, dict[str, Any]]:
-    """model_type -> {architecture, defaults, rename, ...} of every family that is computed here."""
-    text = files("riverrun.models").joinpath("families.yaml").read_text(encoding="utf-8")
-    table: dict[str, dict[str, Any]] = yaml.safe_load(text)["families"]
-    return table
 
 
 class RopeScaling(Config):
@@ -150,9 +139,7 @@ class ModelConfig(Config):
     @classmethod
     def from_hf(cls, data: Mapping[str, Any]) -> ModelConfig:
         """Read a `config.json`; an architecture or a switch that this class does not compute is refused by name."""
-        from riverrun.models.hf_config import read_hf
-
-        return read_hf(data)
+        return cls.of(read_hf(data), "config.json")
 
     @classmethod
     def of(cls, values: Mapping[str, Any], origin: str) -> ModelConfig:
@@ -167,9 +154,8 @@ class ModelConfig(Config):
 
     def to_hf(self) -> dict[str, Any]:
         """The `config.json` that `transformers` reads (InternLM and InternLM2: the published remote code's fields)."""
-        from riverrun.models.hf_config import write_hf
-
-        return write_hf(self)
+        scaling = self.rope_scaling.to_hf() if self.rope_scaling else None
+        return write_hf(self.model_dump() | {"rope_scaling": scaling})
 
     @property
     def end_ids(self) -> tuple[int, ...]:
@@ -263,11 +249,3 @@ class ModelConfig(Config):
 
 def _product(shape: tuple[int, ...]) -> int:
     return shape[0] if len(shape) == 1 else shape[0] * shape[1]
-
-
-def refuse_family(family: Any) -> UnsupportedError:
-    """The error for an architecture that is not computed here; it names the closest that is."""
-    known = families()
-    related = [name for name in known if str(family).startswith(name.removesuffix("_text"))]
-    hint = f" The closest is {max(related, key=len)}." if related else nearest(str(family), known)
-    return UnsupportedError(f"model_type '{family}' is not supported, supported: {', '.join(known)}.{hint}")

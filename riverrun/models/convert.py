@@ -12,7 +12,8 @@ from torch import Tensor
 
 from riverrun.base.artifacts import write_json, write_text
 from riverrun.base.errors import InputError, UnsupportedError
-from riverrun.models.config import ModelConfig, families, refuse_family
+from riverrun.models.config import ModelConfig
+from riverrun.models.families import families, refuse_family
 from riverrun.models.io.gguf import GGUFFile
 from riverrun.models.io.hf import SHARD_BYTES, SHARD_INDEX, Weights, read_weights, write_weights
 from riverrun.models.load import load_config, quantization_of

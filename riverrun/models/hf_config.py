@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import ValidationError
-
 from riverrun.base.errors import ConfigError, UnsupportedError
-from riverrun.models.config import FULL, SLIDING, ModelConfig, RopeScaling, families, refuse_family
+from riverrun.models.families import FULL, SLIDING, families, refuse_family
 
 __all__ = ["read_hf", "write_hf"]
 
@@ -21,8 +19,11 @@ _MUST_BE: dict[str, tuple[Any, ...]] = {
 _ROPE_TYPES = ("default", "linear", "dynamic", "llama3", "yarn")
 
 
-def read_hf(data: Mapping[str, Any]) -> ModelConfig:
-    """The config of a `config.json`'s content; UnsupportedError and ConfigError name the key and both values."""
+def read_hf(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of `ModelConfig` in a `config.json`'s content, not yet checked.
+
+    UnsupportedError and ConfigError name a key whose value says what is not computed here.
+    """
     if data.get("model_type") == "gemma3" and isinstance(data.get("text_config"), Mapping):
         data = {**data["text_config"], "model_type": "gemma3_text"}  # text and pictures: the text model of it
     family = data.get("model_type")
@@ -41,16 +42,25 @@ def read_hf(data: Mapping[str, Any]) -> ModelConfig:
     values |= _biases(family, values) | table.get("fixed", {})
     values |= _rope(family, values)
     _windows(family, values)
-    known = {key: values[key] for key in ModelConfig.model_fields if values.get(key) is not None}
-    return ModelConfig.of(known, "config.json")
+    return {key: values[key] for key in _FIELDS if values.get(key) is not None}
 
 
 _SAME = (
     *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
     *("num_key_value_heads", "head_dim", "hidden_act", "max_position_embeddings", "rms_norm_eps"),
-    *("rope_theta", "tie_word_embeddings", "bos_token_id", "eos_token_id"),
+    *("rope_theta", "rope_scaling", "tie_word_embeddings", "bos_token_id", "eos_token_id"),
 )
 """Keys that every family writes by these names."""
+_FIELDS = (
+    *("model_type", *_SAME, "rope_local_theta", "qkv_bias", "o_bias", "mlp_bias", "qk_norm", "norm_plus_one"),
+    *("post_norms", "scale_embeddings", "query_pre_attn_scalar", "sliding_window", "layer_types"),
+)
+"""The fields of ModelConfig."""
+_SCALING = (
+    *("factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow"),
+    *("attention_factor", "mscale", "mscale_all_dim", "truncate"),
+)
+"""The fields of RopeScaling."""
 _NULLABLE = {"sliding_window", "query_pre_attn_scalar"}
 """Keys whose null says something else than the family's default."""
 
@@ -105,21 +115,17 @@ def _rope(family: str, values: Mapping[str, Any]) -> dict[str, Any]:
     return out | {"rope_scaling": None if kind == "default" else _scaling(kind, merged, values)}
 
 
-def _scaling(kind: str, rope: Mapping[str, Any], values: Mapping[str, Any]) -> RopeScaling:
+def _scaling(kind: str, rope: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of `RopeScaling`."""
     trained = values.get("max_position_embeddings")
-    given = {key: rope[key] for key in RopeScaling.model_fields if rope.get(key) is not None} | {"rope_type": kind}
+    given = {key: rope[key] for key in _SCALING if rope.get(key) is not None} | {"rope_type": kind}
     if kind == "yarn":
-        given.setdefault("original_max_position_embeddings", trained)
-        if "factor" not in given and isinstance(trained, int) and given["original_max_position_embeddings"]:
-            given["factor"] = trained / given["original_max_position_embeddings"]
+        original = given.setdefault("original_max_position_embeddings", trained)
+        if "factor" not in given and isinstance(trained, int) and isinstance(original, int) and original > 0:
+            given["factor"] = trained / original
     elif "factor" not in given:
         raise ConfigError(f"config.json: rope_scaling of type {kind} needs 'factor', it has {sorted(rope)}")
-    try:
-        return RopeScaling.model_validate(given)
-    except ValidationError as error:
-        found = error.errors()[0]
-        where = "".join(f"{part}: " for part in found["loc"][:1])
-        raise ConfigError(f"config.json: rope_scaling: {where}{found['msg']}") from None
+    return given
 
 
 def _windows(family: str, values: dict[str, Any]) -> None:
@@ -149,48 +155,41 @@ def _windows(family: str, values: dict[str, Any]) -> None:
     values["sliding_window"], values["layer_types"] = window, tuple(types)
 
 
-def write_hf(config: ModelConfig) -> dict[str, Any]:
-    """The `config.json` of the family; what reads it gives the same config again."""
-    table = families()[config.model_type]
-    out: dict[str, Any] = {"architectures": [table["architecture"]], "model_type": config.model_type}
+def write_hf(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The `config.json` of the family from the fields of `ModelConfig` (rope_scaling as its `to_hf` gives it)."""
+    family = values["model_type"]
+    table = families()[family]
+    out: dict[str, Any] = {"architectures": [table["architecture"]], "model_type": family}
     if "remote" in table:
         out["auto_map"] = dict(table["remote"])
-    out |= {key: getattr(config, key) for key in _SAME}
-    out["rope_scaling"] = config.rope_scaling.to_hf() if config.rope_scaling else None
-    out |= _written_switches(config)
+    out |= {key: values[key] for key in _SAME}
+    out |= _written_switches(family, values)
     for key, ours in table.get("rename", {}).items():
         if ours in out:
             out[key] = out.pop(ours)
     return out
 
 
-def _written_switches(config: ModelConfig) -> dict[str, Any]:
+def _written_switches(family: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """Keys that only this family has."""
-    family, scaling = config.model_type, config.rope_scaling
-    if family in ("internlm", "internlm2"):
-        out: dict[str, Any] = {"bias": config.qkv_bias}
-        if family == "internlm":
-            kind = "origin" if scaling is None else scaling.rope_type
-            out["rotary"] = {"base": config.rope_theta, "type": kind}
-            out |= {"rope_scaling": None}
-            if scaling is not None:
-                out["rotary"]["scaling_factor"] = scaling.factor
-        return out
+    scaling = values["rope_scaling"]
+    if family == "internlm2":
+        return {"bias": values["qkv_bias"]}
+    if family == "internlm":
+        rotary = {"base": values["rope_theta"], "type": "origin" if scaling is None else scaling["rope_type"]}
+        if scaling is not None:
+            rotary["scaling_factor"] = scaling["factor"]
+        return {"bias": values["qkv_bias"], "rotary": rotary, "rope_scaling": None}
     if family == "internlm3":
-        return {"qkv_bias": config.qkv_bias, "bias": config.o_bias}
+        return {"qkv_bias": values["qkv_bias"], "bias": values["o_bias"]}
     if family == "llama":
-        return {"attention_bias": config.qkv_bias, "mlp_bias": config.mlp_bias}
+        return {"attention_bias": values["qkv_bias"], "mlp_bias": values["mlp_bias"]}
     if family == "mistral":
-        return {"sliding_window": config.sliding_window}
-    types = list(config.layer_types) or [FULL] * config.num_hidden_layers
+        return {"sliding_window": values["sliding_window"]}
+    types = list(values["layer_types"]) or [FULL] * values["num_hidden_layers"]
+    out: dict[str, Any] = {"layer_types": types, "sliding_window": values["sliding_window"]}
     if family == "gemma3_text":
-        return {
-            "attention_bias": config.qkv_bias,
-            "layer_types": types,
-            "query_pre_attn_scalar": config.query_pre_attn_scalar,
-            "rope_local_theta": config.rope_local_theta,
-            "sliding_window": config.sliding_window,
-        }
-    out = {"use_sliding_window": bool(config.windows), "layer_types": types}
-    out |= {"sliding_window": config.sliding_window, "max_window_layers": types.count(FULL)}
-    return out | ({"attention_bias": config.qkv_bias} if family == "qwen3" else {})
+        own = ("query_pre_attn_scalar", "rope_local_theta")
+        return out | {key: values[key] for key in own} | {"attention_bias": values["qkv_bias"]}
+    out |= {"use_sliding_window": SLIDING in types, "max_window_layers": types.count(FULL)}
+    return out | ({"attention_bias": values["qkv_bias"]} if family == "qwen3" else {})

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from riverrun.models.config import FULL, SLIDING, ModelConfig
+from riverrun.models.config import ModelConfig
+from riverrun.models.families import FULL, SLIDING
 
 __all__ = ["FAMILIES", "config_of", "weights_of"]
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from riverrun.models.cache import SlotAttend, SlotCache
-from riverrun.models.config import ModelConfig, families
+from riverrun.models.config import ModelConfig
+from riverrun.models.families import families
 from riverrun.models.io.hf import Weights, write_weights
 from riverrun.models.load import load_config
 from riverrun.models.transformer import CausalLM

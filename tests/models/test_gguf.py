@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from riverrun.base.errors import ConfigError, InputError, IntegrityError, RiverrunError, UnsupportedError
-from riverrun.models.config import FULL, SLIDING, ModelConfig, RopeScaling
+from riverrun.models.config import ModelConfig, RopeScaling
+from riverrun.models.families import FULL, SLIDING
 from riverrun.models.io.gguf import GGUFFile
 from riverrun.models.io.gguf_layout import architecture_of, rope_factors
 from riverrun.models.io.gguf_write import plan_gguf, write_gguf

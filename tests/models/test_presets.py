@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from riverrun.base.errors import InputError
-from riverrun.models.config import families
+from riverrun.models.families import families
 from riverrun.models.presets import load_preset, preset_names, published_parameters
 from riverrun.models.transformer import CausalLM
 from riverrun.plan.shape import parameters

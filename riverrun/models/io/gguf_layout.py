@@ -26,7 +26,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from riverrun.base.errors import ConfigError, IntegrityError, UnsupportedError
-from riverrun.models.config import FULL, SLIDING, ModelConfig, RopeScaling
+from riverrun.models.config import ModelConfig, RopeScaling
+from riverrun.models.families import FULL, SLIDING
 
 __all__ = ["ARCHITECTURES", "ROPE_FREQS", "Architecture", "architecture_of", "config_of", "metadata_of", "rope_factors"]
 

@@ -2,26 +2,11 @@
 
 from __future__ import annotations
 
-from riverrun.models.config import ModelConfig, families
+from riverrun.models.config import ModelConfig
+from riverrun.models.families import families
 
-__all__ = ["GGUF_LAYER", "GGUF_TOP", "from_gguf", "is_constant", "plain_name", "stored_names"]
+__all__ = ["is_constant", "plain_name", "stored_names"]
 
-GGUF_TOP = {
-    "token_embd.weight": "model.embed_tokens.weight",
-    "output_norm.weight": "model.norm.weight",
-    "output.weight": "lm_head.weight",
-}
-GGUF_LAYER = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
 INTERNLM2_TOP = {
     "model.embed_tokens.weight": "model.tok_embeddings.weight",
     "model.norm.weight": "model.norm.weight",
@@ -38,16 +23,6 @@ INTERNLM2_LAYER = {
     "input_layernorm": "attention_norm",
     "post_attention_layernorm": "ffn_norm",
 }
-
-
-def from_gguf(name: str) -> str | None:
-    """GGUF tensor name -> our name, None when the table has none."""
-    if name in GGUF_TOP:
-        return GGUF_TOP[name]
-    parts = name.split(".")
-    if len(parts) == 4 and parts[0] == "blk" and parts[2] in GGUF_LAYER:
-        return f"model.layers.{parts[1]}.{GGUF_LAYER[parts[2]]}.{parts[3]}"
-    return None
 
 
 def _internlm2(name: str) -> str:

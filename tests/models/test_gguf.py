@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import struct
 import tracemalloc
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import gguf
@@ -189,8 +191,8 @@ def test_the_vocabulary_is_filled_up_to_the_embedding(tmp_path: Path) -> None:
             write_gguf(path, config, [], bad)
 
 
-def test_memory_stays_below_two_of_the_largest_tensor(tmp_path: Path) -> None:
-    config = config_of("llama").model_copy(update={"vocab_size": 200_000})
+def test_memory_is_a_slice_beside_the_tensor_in_hand(tmp_path: Path) -> None:
+    config = config_of("llama").model_copy(update={"vocab_size": 60_000})
     largest = 4 * config.vocab_size * config.hidden_size
 
     def tensors():
@@ -201,7 +203,7 @@ def test_memory_stays_below_two_of_the_largest_tensor(tmp_path: Path) -> None:
     write_gguf(tmp_path / "m.gguf", config, tensors(), NONE, kind="Q8_0")
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak <= 2 * largest + 50_000_000
+    assert peak <= largest + 50_000_000
 
 
 def change(name: str, values: np.ndarray | None):
@@ -312,11 +314,17 @@ def test_files_that_do_not_fit_together_are_refused(changes: dict[str, Any], tex
         opened.config()
 
 
+@cache
+def whole_file(family: str) -> bytes:
+    with TemporaryDirectory() as folder:
+        return written(Path(folder), family).read_bytes()
+
+
 @quick(30)
 @given(data=st.data())
 def test_damage_is_an_error_or_harmless(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("g")
-    whole = written(folder, data.draw(st.sampled_from(["gemma3", "llama, llama3"]))).read_bytes()
+    whole = whole_file(data.draw(st.sampled_from(["gemma3", "llama, llama3"])))
     (folder / "m.gguf").write_bytes(whole[: data.draw(st.integers(0, len(whole) - 1))])
     with pytest.raises(IntegrityError, match=r"truncated|not a GGUF"):
         GGUFFile(folder / "m.gguf")

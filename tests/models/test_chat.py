@@ -286,7 +286,7 @@ def test_an_error_shows_the_line_of_the_template() -> None:
 
 def test_the_language_of_templates_is_that_of_transformers() -> None:
     source = (
-        "{%- for m in messages %}{{ loop.index }}/{{ loop.length }}{{ loop.last }}{{ loop.previtem.role }}"
+        "{%- for m in messages %}{{ loop.index }}/{{ loop.length }}{{ loop.last }}{{ loop.nextitem is defined }}"
         "{%- if loop.index == 2 %}{% break %}{% endif %}{{ m | tojson(indent=1) }}{{ {'é': 1} | tojson }}{% endfor %}"
         "{%- for k, v in messages[0].items() if k != 'role' %}{{ k ~ v ~ none }}{% endfor %}"
         "{%- for x in [1, [2]] recursive %}{{ x if x is number else loop(x) }}{% endfor %}{{ dict(a=1) }}"

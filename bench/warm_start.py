@@ -18,20 +18,23 @@ import tempfile
 from contextlib import closing
 from pathlib import Path
 
+from riverrun.base.config import load_yaml
 from riverrun.base.progress import Progress
 from riverrun.base.types import Document
 from riverrun.chain.asked import topics_of
 from riverrun.chain.assistant import make_assistant
 from riverrun.chain.drafting import system_lines
 from riverrun.chain.spec import AppSpec
-from riverrun.data.conversations import build_conversations
+from riverrun.data.conversations import Question, build_conversations
 from riverrun.data.domain_questions import domain_questions, load_asked
 from riverrun.data.domains import build_domain, load_domains
+from riverrun.data.names import say_table
 from riverrun.data.replay import replay_texts
-from riverrun.data.schema import make_joiner, read_schema
+from riverrun.data.schema import Schema, make_joiner, read_schema
 from riverrun.data.shown import choose_shown
 from riverrun.data.synthesis import SynthesisConfig, synthesise, talk_questions
 
+PAGES_ASKED = Path(__file__).parents[1] / "riverrun" / "data" / "domains" / "asked_pages.yaml"
 LANGUAGES = ("en", "zh")
 PAGES = [Document("opening-hours", "Opening hours\nWe are open from nine to five on working days.")]
 
@@ -70,12 +73,34 @@ def rows_of(
         asked = domain_questions(load_asked(language).get(name, ()), spelled, connection, make_joiner(schema),
                                  language=language, seed=seed)  # fmt: skip
     questions += asked[:most]
+    if pages:
+        questions += page_questions(language, schema, max(4, len(questions) // 7), rng)
     questions += talk_questions(language, "train", max(1, rows // 40), name=label, topics=topics, seed=seed)
     found = build_conversations(
         questions, system=assistant.system, tools=assistant.specs, run_tool=assistant.execute,
         prepare=assistant.prepare, answered=0.06,
     )  # fmt: skip
     return [row.to_openai() | {"id": f"{label}-{seed}-{row.id}"} for row in found]
+
+
+def page_questions(language: str, schema: Schema, count: int, rng: random.Random) -> list[Question]:
+    """What stands on no table, over the database's own nouns and names: the answer is to look it up in the pages."""
+    things = [say_table(table.name, language) for table in schema.tables if table.handle]
+    values = [
+        str(value)
+        for table in schema.tables
+        for name in table.label[:1]
+        for value in table.by_name[name].values[:10]
+        if isinstance(value, str)
+    ]
+    texts = load_yaml(PAGES_ASKED)[language]
+    out = []
+    for number, text in enumerate(rng.sample(texts, min(count, len(texts)))):
+        if ("{thing}" in text and not things) or ("{value}" in text and not values):
+            continue
+        filled = text.format(thing=rng.choice(things or [""]), value=rng.choice(values or [""]))
+        out.append(Question(f"page-{number:03d}", filled, "page", "page", "train", None, "opening-hours", None, ""))
+    return out
 
 
 def ship(adapter: Path, out: Path) -> None:

@@ -12,7 +12,7 @@ import hmac
 import json
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 from .loopback import LoopbackServer, _Handler, ranged
 
@@ -267,21 +267,33 @@ class _Protocol(_Handler):
             if repository is None:
                 return False
             rows = [
-                {"path": f"/{name}", "size": len(content), "dataset_id": 77, "sha256": hashlib.sha256(content).hexdigest()}
+                {
+                    "path": f"/{name}",
+                    "size": len(content),
+                    "dataset_id": 77,
+                    "sha256": hashlib.sha256(content).hexdigest(),
+                }
                 for name, content in repository.files.items()
             ]
             start = int(query.get("after", 0))
             more = start + PAGE < len(rows)
-            page = {"list": rows[start : start + PAGE], "hasNext": more, "after": str(start + PAGE), "hasMediaFile": True}
+            page = {
+                "list": rows[start : start + PAGE],
+                "hasNext": more,
+                "after": str(start + PAGE),
+                "hasMediaFile": True,
+            }
             return self.send_json({"data": page})
         if words[:2] == ["datasets", "resolve"] and words[2] == "77" and method == "GET":
             if self.headers.get("Authorization") != owner.jwt:
                 return self.send_json({"msg": "please log in"}, 401)
             name = "/".join(words[4:])
-            self.begin(302, 0, Location=f"/signed/{name}")
+            self.begin(302, 0, Location=f"/signed/{quote(name)}")
             return True
         if words[0] == "signed":
-            found = [r.files["/".join(words[1:])] for r in owner.repositories.values() if "/".join(words[1:]) in r.files]
+            found = [
+                r.files["/".join(words[1:])] for r in owner.repositories.values() if "/".join(words[1:]) in r.files
+            ]
             return bool(found) and self.send_file(found[0])
         return False
 

@@ -124,6 +124,17 @@ class Store:
                 raise IntegrityError(f"{path} is damaged ({problem}): fetch it again (riverrun hub get --again)")
         return self.path(card)
 
+    def entries(self, card: Card) -> tuple[FileEntry, ...]:
+        """The files as well as they are known: the stored manifest's, the card's, else what its source lists."""
+        if card.sha256:
+            return card.entries
+        return (self.manifest(card) or self._list(card)).files
+
+    def chosen(self, card: Card, only: Sequence[str]) -> list[str] | None:
+        """Paths of a repository that fit; None for a card of one file."""
+        manifest = None if card.sha256 else self.manifest(card)
+        return [entry.path for entry in select_files(manifest, only)] if manifest else None
+
     def missing(self, card: Card) -> tuple[str, ...]:
         """Paths of the manifest that were never fetched; empty for a card of one file."""
         manifest = None if card.sha256 else self.manifest(card)

@@ -21,7 +21,17 @@ from riverrun.base.progress import Task
 if TYPE_CHECKING:
     import httpx
 
-__all__ = ["Patience", "SourceError", "download", "forget", "get_json", "open_client", "require_safe", "take"]
+__all__ = [
+    "Patience",
+    "SourceError",
+    "download",
+    "forget",
+    "get_bytes",
+    "get_json",
+    "open_client",
+    "require_safe",
+    "take",
+]
 
 _RETRIED = {408, 425, 429, 500, 502, 503, 504}
 _LOOPBACK = {"127.0.0.1", "localhost", "::1"}
@@ -94,39 +104,53 @@ def _retry(url: str, patience: Patience, once: Callable[[], T], failed: Callable
     raise SourceError(failed(reason))
 
 
-# one JSON answer ----------------------------------------------------------------------------------------------------
+# one answer ---------------------------------------------------------------------------------------------------------
 
 
-def get_json(
-    url: str, patience: Patience, *, headers: Mapping[str, str] | None = None, body: Any = None, hint: str = ""
-) -> tuple[Any, str]:
-    """The answer to GET (POST with a `body`) and the address of the next page ("" when there is none).
+def get_bytes(
+    url: str,
+    patience: Patience,
+    *,
+    method: str = "GET",
+    headers: Mapping[str, str] | None = None,
+    body: bytes | None = None,
+    hint: str = "",
+) -> tuple[bytes, str]:
+    """A small answer and the address of the next page ("" when there is none).
 
     `hint` is added to a refusal for want of a key. The next page is on the same host: the key goes there too.
     """
+    require_safe(url)
     with open_client(url, patience) as client:
 
-        def once() -> tuple[Any, str]:
-            method = "GET" if body is None else "POST"
-            sent = {"Accept": "application/json", **(headers or {})}
-            with client.stream(method, url, headers=sent, json=body) as answer:
+        def once() -> tuple[bytes, str]:
+            with client.stream(method, url, headers=headers, content=body) as answer:
                 if answer.status_code in _RETRIED:
                     raise Transient(f"HTTP {answer.status_code}")
                 content = bytearray()
                 for chunk in answer.iter_bytes():
                     content += chunk
                     if len(content) > _JSON_BYTES:
-                        raise SourceError(f"{url} answers with more than {_JSON_BYTES} bytes of JSON")
-                if answer.status_code != 200:
+                        raise SourceError(f"{url} answers with more than the {_JSON_BYTES} bytes that were expected")
+                if answer.status_code not in (200, 201):
                     raise SourceError(refusal(url, answer, hint, bytes(content)))
-                return _parsed(url, bytes(content)), _next_page(url, answer)
+                return bytes(content), _next_page(url, answer)
 
         return _retry(url, patience, once, lambda reason: f"{url} failed {patience.attempts} times ({reason})")
 
 
-def _parsed(url: str, content: bytes) -> Any:
+def get_json(
+    url: str, patience: Patience, *, headers: Mapping[str, str] | None = None, body: Any = None, hint: str = ""
+) -> tuple[Any, str]:
+    """The answer to GET (POST with a `body`) and the address of the next page."""
+    sent = {"Accept": "application/json", **(headers or {})}
+    if body is None:
+        content, more = get_bytes(url, patience, headers=sent, hint=hint)
+    else:
+        sent["Content-Type"] = "application/json"
+        content, more = get_bytes(url, patience, method="POST", headers=sent, body=json.dumps(body).encode(), hint=hint)
     try:
-        return json.loads(content)
+        return json.loads(content), more
     except (ValueError, RecursionError):
         what = "a web page" if content.lstrip()[:1] == b"<" else f"{content[:40]!r}"
         raise SourceError(f"{url} answers with {what} where JSON was expected: check the endpoint") from None

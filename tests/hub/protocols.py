@@ -1,7 +1,7 @@
-"""Loopback servers that speak the protocols of Hugging Face, ModelScope and OpenDataLab over one set of repositories.
+"""A loopback server that speaks the protocols of Hugging Face, ModelScope and OpenDataLab over some repositories.
 
-They know what the real clients ask (tests check that with huggingface_hub) and take uploads too. `script` and `seen` are
-those of LoopbackServer: a scripted behaviour replaces the answer to the next request for a file's bytes.
+It knows what the real clients ask (tests check that with huggingface_hub) and takes uploads too. `script` and `seen`
+are those of LoopbackServer: a scripted behaviour replaces the answer to the next request for a file's bytes.
 """
 
 from __future__ import annotations
@@ -41,19 +41,8 @@ class Repository:
 class _Protocol(_Handler):
     server: ProtocolServer
 
-    def do_GET(self) -> None:
-        self._serve("GET")
-
-    def do_HEAD(self) -> None:
-        self._serve("HEAD")
-
-    def do_POST(self) -> None:
-        self._serve("POST")
-
-    def do_PUT(self) -> None:
-        self._serve("PUT")
-
-    def _serve(self, method: str) -> None:
+    def serve(self) -> None:
+        method = self.command
         length = int(self.headers.get("Content-Length") or 0)
         if self.headers.get("Transfer-Encoding", "") == "chunked":
             body = b""
@@ -71,6 +60,8 @@ class _Protocol(_Handler):
             if route(method, path, query, body):
                 return
         self.send_json({"error": "Repository not found"}, 404)
+
+    do_GET = do_HEAD = do_POST = do_PUT = serve  # noqa: N815 - http.server looks for these names
 
     def send_json(self, value: Any, status: int = 200, **headers: str) -> bool:
         content = json.dumps(value).encode()

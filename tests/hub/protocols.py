@@ -105,6 +105,8 @@ class _Protocol(_Handler):
         if method not in ("GET", "HEAD"):
             return False
         words = path.strip("/").split("/")
+        if words[0] == "api" and words[1] in ("models", "datasets") and len(words) == 4:
+            words += ["revision", "main"]
         if words[0] == "api" and len(words) >= 6 and words[1] in ("models", "datasets"):
             repository = self.server.find("/".join(words[2:4]), words[1] == "datasets")
             if repository is None or words[4] not in ("revision", "tree"):

@@ -78,9 +78,9 @@ def get_card(name: str, path: Path | None = None) -> Card:
                 return found[name]
     cards = load_catalog(path)
     if name not in cards:
-        close = nearest(name, cards)
-        more = close if "Did you mean" in close else " See riverrun hub search."
-        raise InputError(f"no card is named '{name}'.{more}")
+        begun = sorted((known for known in cards if known.startswith(name)), key=lambda known: (len(known), known))
+        more = nearest(name, begun[:4], count=4) if begun and name else nearest(name, cards)
+        raise InputError(f"no card is named '{name}'.{more if len(more) < 200 else ' See riverrun hub list.'}")
     return cards[name]
 
 

@@ -37,6 +37,8 @@ def search(
 ) -> list[Card]:
     """Cards that have every word, the best fit first, then by name; InputError for a filter that cannot fit.
 
+    A card of many languages fits every language, after those that name it.
+
     A word is looked for in name, title, descriptions, languages, kind and licence. A run of Chinese that stands nowhere
     as it is fits where at least half of its pairs of characters stand.
     """
@@ -57,7 +59,7 @@ def search(
             continue
         scores = [_score(word, card) for word in asked]
         if all(scores):
-            found.append((-sum(scores), card.name, card))
+            found.append((-sum(scores) - 5 * (code in card.languages), card.name, card))
     return [card for _, _, card in sorted(found, key=lambda item: item[:2])]
 
 

@@ -70,7 +70,7 @@ def test_the_index_is_a_set_of_tuples(packs: dict[str, list[str]], text: str, n:
                 assert not naive_grams(own, n, short) or index.coverage(own)[name] == 1.0
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(one=PACKS, two=PACKS, n=st.integers(1, 3), run=st.integers(4, 12))
 def test_merging_is_building_from_both(one: dict, two: dict, n: int, run: int) -> None:
     with tempfile.TemporaryDirectory() as given:

@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from riverrun.base.artifacts import digest_file, digest_json, write_json
+from riverrun.base.artifacts import digest_file, digest_json
 from riverrun.base.errors import CapacityError, InputError, IntegrityError
 from riverrun.base.progress import Progress, Task
 from riverrun.hub.remotes import Locator
@@ -217,7 +217,9 @@ class Blobs:
     def _mark(self, path: Path) -> None:
         status = path.stat()
         with suppress(OSError):  # a read-only store is checked anew each time
-            write_json(path.with_name(_MARK), {"size": status.st_size, "mtime_ns": status.st_mtime_ns})
+            # not synced to the disk: a mark that is lost or torn only has the file checked anew
+            mark = {"size": status.st_size, "mtime_ns": status.st_mtime_ns}
+            path.with_name(_MARK).write_text(json.dumps(mark), encoding="utf-8")
 
     def _require_space(self, want: Wanted) -> None:
         self.root.mkdir(parents=True, exist_ok=True)

@@ -79,7 +79,7 @@ def get_card(name: str, path: Path | None = None) -> Card:
     cards = load_catalog(path)
     if name not in cards:
         begun = sorted((known for known in cards if known.startswith(name)), key=lambda known: (len(known), known))
-        more = nearest(name, begun[:4], count=4) if begun and name else nearest(name, cards)
+        more = f" Did you mean {' or '.join(map(repr, begun[:5]))}?" if begun and name else nearest(name, cards)
         raise InputError(f"no card is named '{name}'.{more if len(more) < 200 else ' See riverrun hub list.'}")
     return cards[name]
 

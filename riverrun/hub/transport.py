@@ -8,9 +8,11 @@ kept beside it); a `target` that cannot become right is removed. Keys travel in 
 from __future__ import annotations
 
 import json
+import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urljoin, urlsplit
@@ -64,6 +66,14 @@ def require_safe(url: str) -> None:
         raise SourceError(f"{url} is not encrypted: use https:")
 
 
+@cache
+def _trust() -> ssl.SSLContext:
+    """The certificates that are trusted, read once: it takes longer than a small file."""
+    import httpx
+
+    return httpx.create_ssl_context()
+
+
 def open_client(url: str, patience: Patience) -> httpx.Client:
     """A client for one address; a redirect may not leave https."""
     import httpx
@@ -76,6 +86,7 @@ def open_client(url: str, patience: Patience) -> httpx.Client:
         require_safe(str(request.url))
 
     return httpx.Client(
+        verify=_trust(),
         follow_redirects=True,
         max_redirects=_HOPS,
         timeout=patience.timeout_seconds,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -104,6 +105,11 @@ class LoopbackServer(ThreadingHTTPServer):
         self.script: list[Behaviour] = []
         self.seen: list[tuple[str, dict[str, str]]] = []
         self.etag = '"v1"'
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that hung up is no news here."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handle_error(request, client_address)
 
     @property
     def url(self) -> str:

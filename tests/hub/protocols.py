@@ -56,6 +56,9 @@ class _Protocol(_Handler):
         parts = urlsplit(self.path)
         query = {key: values[-1] for key, values in parse_qs(parts.query).items()}
         path = unquote(parts.path)
+        if path in self.server.files:
+            self.send_file(self.server.files[path])
+            return
         for route in (self._hf, self._hf_upload, self._modelscope, self._opendatalab):
             if route(method, path, query, body):
                 return

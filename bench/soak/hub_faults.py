@@ -1,10 +1,10 @@
 """Fetching under random faults: nothing corrupted, nothing left behind, and every fetch ends right.
 
-`python -m bench.soak.hub_faults [--quick] [--json FILE] [--seed N]`, also `make soak-hub_faults`. Loopback servers speak
-the protocols of Hugging Face and ModelScope and plain HTTP. Each of 50 seeded runs (`--quick`: 15) takes a source, up to
-three faults that meet its next requests (cut, wrong byte, 404, 500, slow, silent, longer than announced, redirect) or a
-kill -9 of the fetching process, and fetches until it ends right. After every try all stored files are compared with
-their digests.
+`python -m bench.soak.hub_faults [--quick] [--json FILE] [--seed N]`, also `make soak-hub_faults`. A loopback server
+speaks the protocols of Hugging Face and ModelScope and plain HTTP. Each of 50 seeded runs (`--quick`: 15) takes a
+source, up to three faults that meet its next requests (cut, wrong byte, 404, 500, slow, silent, longer than announced,
+redirect) or a kill -9 of the fetching process, and fetches until it ends right. After every try all stored files are
+compared with their digests.
 
 Peers do not apply.
 """

@@ -32,7 +32,7 @@ __all__ = [
 
 
 def resolve(target: str, hub: str = "") -> Card:
-    """A card from a name (of --hub, else of $RIVERRUN_HUB, else of the catalogue), a source spec or a card's file."""
+    """A card from a name (of --hub, else of the catalogue, else of $RIVERRUN_HUB), a source spec or a card's file."""
     if hub:
         return open_hub(hub).card(target)
     if target.partition(":")[0] in SCHEMES and ":" in target:
@@ -41,24 +41,21 @@ def resolve(target: str, hub: str = "") -> Card:
     if path.suffix in (".yaml", ".yml") and path.is_file():
         return parse_card(path.read_text(encoding="utf-8"), str(path))
     own = os.environ.get("RIVERRUN_HUB", "")
-    if own and target.partition("@")[0] in open_hub(own).cards():
-        return open_hub(own).card(target)
+    if own and target not in load_catalog() and target.partition("@")[0] in (place := open_hub(own)).cards():
+        return place.card(target)
     return get_card(target)
 
 
 def _cards(hub: str) -> dict[str, Card]:
-    place = hub or os.environ.get("RIVERRUN_HUB", "")
     if hub:
         return open_hub(hub).cards()
-    return load_catalog() | (open_hub(place).cards() if place else {})
+    own = os.environ.get("RIVERRUN_HUB", "")
+    return (open_hub(own).cards() if own else {}) | load_catalog()
 
 
 def _size(count: int) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000 or unit == "GB":
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000  # type: ignore[assignment]
-    raise AssertionError
+    power = min(3, (len(str(count)) - 1) // 3)
+    return f"{count / 1000**power:.1f} {('B', 'kB', 'MB', 'GB')[power]}"
 
 
 def _state(store: Store, card: Card) -> str:

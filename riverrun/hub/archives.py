@@ -67,15 +67,7 @@ def unpack(archive: Path, target: Path, limits: Limits | None = None) -> Path:
         _Unpacking(archive, part, limits).run()
         part.chmod(0o755)
         part.rename(target)
-    except (
-        zipfile.BadZipFile,
-        tarfile.TarError,
-        zlib.error,
-        LZMAError,
-        EOFError,
-        NotImplementedError,
-        RuntimeError,
-    ) as error:
+    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, LZMAError, EOFError, RuntimeError) as error:
         raise IntegrityError(f"{archive} cannot be unpacked ({error}): fetch it again or unpack it by hand") from None
     except (FileExistsError, NotADirectoryError, IsADirectoryError):
         raise InputError(f"{archive} has two members of one name: it is not unpacked") from None

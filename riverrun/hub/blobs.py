@@ -131,7 +131,7 @@ class Blobs:
         """
         if not again and (path := self.find(want)):
             return path, want.sha256
-        with self.writable(), self._lock(want, progress):
+        with self.writable(), self.alone(want.key, want.label, progress):
             if not again and (path := self.find(want)):
                 return path, want.sha256  # another process brought it while we waited
             self._require_space(want)
@@ -158,6 +158,12 @@ class Blobs:
         for left in (self.root / ".partial").glob(f"{want.key}*"):
             shutil.rmtree(left) if left.is_dir() else left.unlink()
         return there
+
+    def remove_unused(self, sha256: str) -> None:
+        """Delete a file that no repository links to any more."""
+        twin = self._twin(sha256)
+        if twin is not None and twin.stat().st_nlink <= sum(p.name != _MARK for p in self.folder(sha256).iterdir()):
+            shutil.rmtree(self.folder(sha256), ignore_errors=True)
 
     def _twin(self, sha256: str) -> Path | None:
         folder = self.folder(sha256)
@@ -244,15 +250,15 @@ class Blobs:
             ) from None
 
     @contextmanager
-    def _lock(self, want: Wanted, progress: Progress) -> Iterator[None]:
-        """Held while the file is brought; the kernel gives it back when the process dies."""
+    def alone(self, key: str, label: str, progress: Progress) -> Iterator[None]:
+        """One process at a time works on `key`; the kernel gives the lock back when the process dies."""
         folder = self.root / ".locks"
         folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / want.key, "wb") as handle:
+        with open(folder / key, "wb") as handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                progress.say(f"another process is fetching {want.label}: waiting for it")
+                progress.say(f"another process is fetching {label}: waiting for it")
                 fcntl.flock(handle, fcntl.LOCK_EX)
             yield
 

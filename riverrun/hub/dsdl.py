@@ -23,6 +23,7 @@ import datetime
 import json
 import math
 import re
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -235,8 +236,9 @@ class _Check:
 
     def run(self, sample_type: str, samples: Sequence[Any]) -> None:
         for name, value in self.defs.items():
-            for inner, text in value.fields.items() if isinstance(value, Struct) else ():
-                self._parse(text, dict.fromkeys(value.params, ""), f"{name}.{inner}")
+            if isinstance(value, Struct):
+                for inner, text in value.fields.items():
+                    self._parse(text, dict.fromkeys(value.params, ""), f"{name}.{inner}")
         self._parse(sample_type, {}, "sample-type")
         for place, sample in enumerate(samples):
             self.value(sample, sample_type, {}, f"samples[{place}]")
@@ -302,7 +304,7 @@ class _Check:
             raise InputError(f"{where}: {value!r} is no class of {domain}.{nearest(str(value), found.classes)}")
 
     def _wrong(self, value: Any, wanted: str, where: str) -> InputError:
-        return InputError(f"{where} must be {wanted}, it is {str(value)[:60]!r} ({type(value).__name__})")
+        return InputError(f"{where} must be {wanted}, it is {reprlib.repr(value)} ({type(value).__name__})")
 
 
 def _number(value: Any) -> bool:

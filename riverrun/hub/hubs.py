@@ -67,6 +67,9 @@ def open_hub(place: str, patience: Patience | None = None, token: str = "") -> H
 def parse_card(text: str, origin: str) -> Card:
     """A card from YAML; ConfigError names what is wrong."""
     try:
+        # a few aliases of aliases stand for more text than any machine can hold
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
+            raise ConfigError(f"{origin} holds a YAML alias (*name): write it out")
         data = yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError) as error:
         raise ConfigError(f"{origin}: not valid YAML ({getattr(error, 'problem', None) or error})") from None

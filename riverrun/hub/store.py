@@ -12,12 +12,11 @@ written into the manifest then and compared from then on.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -156,7 +155,7 @@ class Store:
             return self.blobs.fetch(_wanted_file(card, self.patience), progress, again=again)[0]
         if not again and (path := self.find(card, only=only)):
             return path
-        with self.blobs.writable(), self._lock(card, progress):
+        with self.blobs.writable(), self.blobs.alone(self._folder(card).name, card.name, progress):
             known = self.manifest(card)
             manifest = known if known and not again else self._list(card)
             chosen = select_files(manifest, only)
@@ -170,24 +169,27 @@ class Store:
         return self.path(card)
 
     def remove(self, card: Card) -> bool:
-        """Delete what is stored of the card and what was coming; False when nothing was there."""
+        """Delete what is stored of the card, but files other repositories share; False when nothing was there."""
         if card.sha256:
             return self.blobs.remove(_wanted_file(card, self.patience))
         folder = self._folder(card)
         there = folder.exists()
         manifest = self.manifest(card)
-        if manifest:
-            for entry in manifest.files:
-                self.blobs.remove(self._wanted(card, manifest, entry))
         shutil.rmtree(folder, ignore_errors=True)
+        for entry in manifest.files if manifest else ():
+            if entry.sha256:
+                self.blobs.remove_unused(entry.sha256)
         return there
 
     def unpack(self, archive: Path) -> Path:
         """The folder an archive of the store was unpacked into; unpacked confined, once."""
-        target = self.root / "unpacked" / digest_file(archive)
-        if not target.is_dir():
-            with self.blobs.writable():
+        digest = digest_file(archive)
+        target = self.root / "unpacked" / digest
+        with self.blobs.writable(), self.blobs.alone(f"{digest}-unpacked", archive.name, Progress("quiet")):
+            if not target.is_dir():
                 target.parent.mkdir(parents=True, exist_ok=True)
+                for left in target.parent.glob(f".{digest[:60]}.*"):
+                    shutil.rmtree(left, ignore_errors=True)  # of a run that was killed
                 unpack(archive, target)
         return target
 
@@ -262,19 +264,6 @@ class Store:
             with self.blobs.writable():
                 link_or_copy(blob, target)
         return True
-
-    @contextmanager
-    def _lock(self, card: Card, progress: Progress) -> Iterator[None]:
-        """One process at a time works on a repository; the others find it done."""
-        folder = self.root / ".locks"
-        folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / self._folder(card).name, "wb") as handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                progress.say(f"another process is fetching {card.name}: waiting for it")
-                fcntl.flock(handle, fcntl.LOCK_EX)
-            yield
 
 
 def _places(

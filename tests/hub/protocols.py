@@ -150,7 +150,9 @@ class _Protocol(_Handler):
         start = int(query.get("cursor", 0))
         more = start + PAGE < len(rows)
         link = f'<{self.server.url}{path}?recursive=true&cursor={start + PAGE}>; rel="next"'
-        return self.send_json(rows[start : start + PAGE], **({"Link": link} if more else {}))
+        if more:
+            return self.send_json(rows[start : start + PAGE], Link=link)
+        return self.send_json(rows[start:])
 
     def _hf_upload(self, method: str, path: str, query: dict[str, str], body: bytes) -> bool:
         owner, words = self.server, path.strip("/").split("/")

@@ -95,7 +95,7 @@ def test_the_library_form_with_imports_and_a_sample_file(tmp_path: Path) -> None
         ("defs/Entry/$optional", ["size"], "names 'size', which is no field"),
         ("defs/Entry/$fields/mask", "RLE", "Entry.mask: type 'RLE' is not known"),
         ("defs/Int", {"$def": "struct", "$fields": {}}, "no basic type"),
-        ("data/samples/0/image", 3, r"samples\[0\].image must be Image, it is '3' \(int\)"),
+        ("data/samples/0/image", 3, r"samples\[0\].image must be Image, it is 3 \(int\)"),
         ("data/samples/0/objects/0/bbox", [1, 2], r"objects\[0\].bbox must be BBox"),
         ("data/samples/0/objects/0/bbox", [1, 2, 3, float("nan")], "must be BBox"),
         ("data/samples/0/objects/0/label", "cow", "'cow' is no class of Animals"),

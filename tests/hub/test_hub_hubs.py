@@ -281,6 +281,15 @@ def test_a_hubs_card_names_no_file_of_the_reader(folder: Path, tmp_path: Path) -
         hub.card("other")
 
 
+def test_a_card_of_aliases_of_aliases_is_refused_at_once(tmp_path: Path) -> None:
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12)]
+    (tmp_path / "cards").mkdir()
+    (tmp_path / "cards" / "bomb.yaml").write_text("\n".join(lines))
+    with pytest.raises(InputError, match="holds a YAML alias"):
+        open_hub(str(tmp_path)).card("bomb")
+
+
 def test_a_damaged_blob_is_found_out(folder: Path, tmp_path: Path) -> None:
     hub = tmp_path / "hub"
     publish(folder, str(hub))

@@ -270,6 +270,9 @@ def test_equal_files_are_kept_once(server: ProtocolServer, store: Store) -> None
     two = store.fetch(card_of("hf:team/copy")) / "other/name.bin"
     assert os.path.samefile(one, two)
     assert len(server.seen) == asked
+    assert store.remove(card_of("hf:team/tiny"))
+    assert store.fetch(card_of("hf:team/copy")).is_dir()
+    assert len(server.seen) == asked, "what another repository shares is kept"
 
 
 def test_a_new_commit_is_taken_only_on_request(server: ProtocolServer, store: Store) -> None:

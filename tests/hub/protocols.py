@@ -59,7 +59,7 @@ class _Protocol(_Handler):
         if path in self.server.files:
             self.send_file(self.server.files[path])
             return
-        for route in (self._hf, self._hf_upload, self._modelscope, self._opendatalab):
+        for route in (self._hf, self._hf_upload, self._modelscope_upload, self._modelscope, self._opendatalab):
             if route(method, path, query, body):
                 return
         self.send_json({"error": "Repository not found"}, 404)
@@ -229,6 +229,39 @@ class _Protocol(_Handler):
         if not tail:
             return self.send_json({"Code": 200, "Data": {"Name": words[4], "Path": words[3]}, "Success": True})
         return False
+
+    def _modelscope_upload(self, method: str, path: str, query: dict[str, str], body: bytes) -> bool:
+        """Creating a repository, storing large files, committing; {"Data": ...} around every answer."""
+        owner, words = self.server, path.strip("/").split("/")
+        if words[:2] == ["openapi", "v1"] and len(words) == 5:
+            found = owner.find("/".join(words[3:]), words[2] == "datasets")
+            answer = {"success": bool(found), "data": {"id": "/".join(words[3:])}, "message": "record not found"}
+            return self.send_json(answer, 200 if found else 404)
+        if words[:2] != ["api", "v1"] or method != "POST":
+            return False
+        if self.headers.get("Authorization") != f"Bearer {owner.token}":
+            return self.send_json({"Code": 401, "Message": "未登录", "Success": False}, 401)
+        if words[2:] == ["models"]:
+            asked = json.loads(body)
+            owner.repositories[f"{asked['Path']}/{asked['Name']}"] = Repository()
+            return self.send_json({"Code": 200, "Data": {"Name": asked["Name"]}, "Success": True})
+        if words[2] != "repos" or len(words) < 8:
+            return False
+        repository = owner.find("/".join(words[4:6]), words[3] == "datasets")
+        if repository is None:
+            return False
+        if words[6:] == ["info", "lfs", "objects", "batch"]:
+            objects = [
+                {**item, "actions": {"upload": {"href": f"{owner.url}/lfs-store/{item['oid']}"}}}
+                for item in json.loads(body)["objects"]
+            ]
+            return self.send_json({"Code": 200, "Data": {"objects": objects}, "Success": True})
+        for item in json.loads(body)["actions"]:
+            large = item["type"] == "lfs"
+            repository.files[item["path"]] = (
+                owner.objects[item["sha256"]] if large else base64.b64decode(item["content"])
+            )
+        return self.send_json({"Code": 200, "Data": {"oid": COMMIT}, "Success": True})
 
     def _entries(self, repository: Repository, query: dict[str, str]) -> list[dict[str, Any]]:
         root = query.get("Root", "").strip("/")

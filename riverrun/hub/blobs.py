@@ -25,9 +25,11 @@ from riverrun.hub.remotes import Locator
 from riverrun.hub.sources import fetch
 from riverrun.hub.transport import Patience, SourceError, forget
 
-__all__ = ["Blobs", "Wanted", "git_sha1", "link_or_copy"]
+__all__ = ["IN_REPOSITORY", "Blobs", "Wanted", "git_sha1", "link_or_copy"]
 
 _MARK = "verified.json"
+IN_REPOSITORY = "file"
+"""What files of repositories are called here; their own names stand in the repository's folder."""
 
 
 @dataclass(frozen=True)
@@ -185,9 +187,10 @@ class Blobs:
             reasons.append(problem)
         if not part.exists():
             forget(part)
+        by_hand = "" if want.name == IN_REPOSITORY else f", or give the path of {want.name} instead of the name"
+        pip = " (for pypi: sources, pip's index and proxy settings)" if any("pypi:" in s for s in want.sources) else ""
         raise InputError(
-            f"'{want.label}' could not be fetched ({'; '.join(reasons)}): check the network (for pypi: sources, pip's "
-            f"index and proxy settings) and run again, or give the path of {want.name} instead of the name"
+            f"'{want.label}' could not be fetched ({'; '.join(reasons)}): check the network{pip} and run again{by_hand}"
         )
 
     def _try(self, place: Callable[[], Locator], want: Wanted, part: Path, task: Task) -> tuple[str, bool]:

@@ -25,7 +25,7 @@ from riverrun.base.config import build_config
 from riverrun.base.errors import ConfigError, InputError, IntegrityError, nearest
 from riverrun.base.progress import Progress
 from riverrun.hub.archives import is_archive, unpack
-from riverrun.hub.blobs import Blobs, Wanted, link_or_copy
+from riverrun.hub.blobs import IN_REPOSITORY, Blobs, Wanted, link_or_copy
 from riverrun.hub.card import Card, FileEntry, Manifest
 from riverrun.hub.remotes import Locator, open_remote
 from riverrun.hub.spec import parse_spec
@@ -225,7 +225,7 @@ class Store:
         named = [(manifest.source, manifest.revision), *((source, "") for source in others)]
         return Wanted(
             label=card.name if len(manifest.files) == 1 else f"{card.name}/{entry.path}",
-            name="file",
+            name=IN_REPOSITORY,
             size=entry.size_bytes,
             sha256=entry.sha256,
             git_sha1=entry.git_sha1,

@@ -237,7 +237,7 @@ class _Protocol(_Handler):
             found = owner.find("/".join(words[3:]), words[2] == "datasets")
             answer = {"success": bool(found), "data": {"id": "/".join(words[3:])}, "message": "record not found"}
             return self.send_json(answer, 200 if found else 404)
-        if words[:2] != ["api", "v1"] or method != "POST":
+        if words[:2] != ["api", "v1"] or words[2] not in ("models", "repos") or method != "POST":
             return False
         if self.headers.get("Authorization") != f"Bearer {owner.token}":
             return self.send_json({"Code": 401, "Message": "未登录", "Success": False}, 401)

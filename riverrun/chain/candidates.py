@@ -80,7 +80,7 @@ def find_candidate(ctx: Context, name: str) -> Candidate:
     from riverrun.hub.catalog import get_card
 
     card = get_card(name)
-    return Candidate(name, card.sha256, card.licence, None, card.size_bytes, card.languages, card.context_length)
+    return Candidate(name, card.identity, card.licence, None, card.total_bytes, card.languages, card.context_length)
 
 
 def all_candidates(ctx: Context) -> list[Candidate]:

@@ -189,40 +189,114 @@ def doctor() -> None:
         doctor_command()
 
 
+_HUB = typer.Option(help="Folder or address of a hub to look in instead of the catalogue ($RIVERRUN_HUB adds one).")
+_TARGET = typer.Argument(help="Name in the catalogue or hub, a source such as hf:OWNER/NAME, or a card's file.")
+
+
 @hub_app.command("list")
-def hub_list() -> None:
-    """The catalogue: name, licence, size, whether it is on this machine."""
+def hub_list(hub: Annotated[str, _HUB] = "") -> None:
+    """The catalogue: name, kind, licence, languages, size, whether it is on this machine."""
     with _errors():
         from riverrun.cli.hub import list_command
 
-        list_command()
+        list_command(hub)
+
+
+@hub_app.command("search")
+def hub_search(
+    words: Annotated[list[str] | None, typer.Argument(help="Words, all of which must fit; Chinese ones too.")] = None,
+    kind: Annotated[str, typer.Option(help="model, dataset or benchmark.")] = "",
+    language: Annotated[str, typer.Option(help="A language: zh, Chinese or 中文.")] = "",
+    licence: Annotated[str, typer.Option(help="A licence or how it begins: apache-2.0, cc-by.")] = "",
+    hub: Annotated[str, _HUB] = "",
+) -> None:
+    """Find models, data sets and benchmarks by words over names, descriptions, languages and licences."""
+    with _errors():
+        from riverrun.cli.hub import search_command
+
+        search_command(words or [], kind, language, licence, hub)
 
 
 @hub_app.command("info")
-def hub_info(name: Annotated[str, typer.Argument(help="Name in the catalogue.")]) -> None:
-    """One card in full."""
+def hub_info(name: Annotated[str, _TARGET], hub: Annotated[str, _HUB] = "") -> None:
+    """One card in full, with its licence, citation and path."""
     with _errors():
         from riverrun.cli.hub import info_command
 
-        info_command(name)
+        info_command(name, hub)
 
 
 @hub_app.command("get")
-def hub_get(name: Annotated[str, typer.Argument(help="Name in the catalogue.")]) -> None:
+def hub_get(
+    name: Annotated[str, _TARGET],
+    only: Annotated[list[str] | None, typer.Option(help="Only files that fit, such as '*.json'; repeatable.")] = None,
+    to: Annotated[Path | None, typer.Option(help="Also copy into this folder.")] = None,
+    unpack: Annotated[
+        bool, typer.Option("--unpack", help="Unpack archives, confined to a folder of their own.")
+    ] = False,
+    again: Annotated[bool, typer.Option("--again", help="Ask the source anew and replace what is stored.")] = False,
+    hub: Annotated[str, _HUB] = "",
+) -> None:
     """Fetch it into the store and print its path; what is there already is not fetched again."""
     with _errors():
         from riverrun.cli.hub import get_command
 
-        get_command(name)
+        get_command(name, only or [], to, unpack, again, hub)
 
 
 @hub_app.command("verify")
-def hub_verify(name: Annotated[str, typer.Argument(help="Name in the catalogue.")]) -> None:
-    """Compare the stored file with the digest of its card."""
+def hub_verify(name: Annotated[str, _TARGET], hub: Annotated[str, _HUB] = "") -> None:
+    """Compare the stored files with the digests of their card or manifest; needs no network."""
     with _errors():
         from riverrun.cli.hub import verify_command
 
-        verify_command(name)
+        verify_command(name, hub)
+
+
+@hub_app.command("diff")
+def hub_diff(
+    old: Annotated[str, typer.Argument(help="Card, NAME@VERSION, source or folder.")],
+    new: Annotated[str, typer.Argument(help="The other side; a folder alone is compared with its card.yaml.")] = "",
+    hub: Annotated[str, _HUB] = "",
+) -> None:
+    """What was added, removed and changed, by digest."""
+    with _errors():
+        from riverrun.cli.hub import diff_command
+
+        diff_command(old, new, hub)
+
+
+@hub_app.command("publish")
+def hub_publish(
+    folder: Annotated[Path, typer.Argument(help="Folder with card.yaml (name, kind, licence, languages) and files.")],
+    target: Annotated[
+        str, typer.Argument(help="A hub's folder or address, hf:OWNER/NAME or modelscope:OWNER/NAME; $RIVERRUN_HUB.")
+    ] = "",
+    token: Annotated[
+        str, typer.Option(help="Unless given: RIVERRUN_HUB_TOKEN, HF_TOKEN or MODELSCOPE_API_TOKEN.")
+    ] = "",
+) -> None:
+    """Publish a folder: files first, the card last."""
+    with _errors():
+        from riverrun.cli.hub import publish_command
+
+        publish_command(folder, target, token)
+
+
+@hub_app.command("serve")
+def hub_serve(
+    folder: Annotated[Path, typer.Argument(help="A hub's folder.")],
+    host: Annotated[str, typer.Option(help="Address.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port; 0 picks a free one.")] = 8090,
+    token: Annotated[
+        list[str] | None, typer.Option(help="Who has it may publish (RIVERRUN_HUB_TOKEN too); none: read only.")
+    ] = None,
+) -> None:
+    """Serve a hub over HTTP: everybody reads, publishers need a token."""
+    with _errors():
+        from riverrun.cli.hub import serve_command
+
+        serve_command(folder, host, port, token or [])
 
 
 @models_app.command("explain")

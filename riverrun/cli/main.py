@@ -30,7 +30,7 @@ hub_app = typer.Typer(
     help="Models and data sets: what there is, where it comes from, whether it is whole.", no_args_is_help=True
 )
 app.add_typer(hub_app, name="hub")
-models_app = typer.Typer(help="Look into a model: its tokens and its chat template.", no_args_is_help=True)
+models_app = typer.Typer(help="Look into a model, convert it, fold an adapter in.", no_args_is_help=True)
 app.add_typer(models_app, name="models")
 tokenizer_app = typer.Typer(help="Vocabularies of one's own.", no_args_is_help=True)
 app.add_typer(tokenizer_app, name="tokenizer")
@@ -297,6 +297,62 @@ def hub_serve(
         from riverrun.cli.hub import serve_command
 
         serve_command(folder, host, port, token or [])
+
+
+@models_app.command("list")
+def models_list() -> None:
+    """Published sizes: name, family, parameters, context."""
+    with _errors():
+        from riverrun.cli.checkpoints import list_command
+
+        list_command()
+
+
+@models_app.command("info")
+def models_info(
+    target: Annotated[str, typer.Argument(help="Model's path, catalogue name, or a name of `models list`.")],
+) -> None:
+    """The shape of a model, from its header alone."""
+    with _errors():
+        from riverrun.cli.checkpoints import info_command
+
+        info_command(target)
+
+
+@models_app.command("convert")
+def models_convert(
+    source: Annotated[str, typer.Argument(help="Model's path or catalogue name.")],
+    target: Annotated[Path, typer.Argument(help="New folder, or the .gguf file to write.")],
+    to: Annotated[str, typer.Option(help="hf, gguf, awq, gptq, gptq_v2 or group4.")] = "hf",
+    kind: Annotated[str, typer.Option(help="gguf: F32, F16, BF16, Q8_0 (unless given) or Q4_0.")] = "",
+    family: Annotated[str, typer.Option(help="hf: write it as this family, such as llama.")] = "",
+    dtype: Annotated[str, typer.Option(help="hf: float32, bfloat16 or float16; as it is unless given.")] = "",
+    group_size: Annotated[int, typer.Option(help="4-bit forms: values that share a scale; 128 unless given.")] = 0,
+    shard_gb: Annotated[float, typer.Option(help="hf: size of a file at most; as it is, or 5, unless given.")] = 0.0,
+) -> None:
+    """Write a checkpoint in another format, family, dtype or sharding, tensor by tensor."""
+    with _errors():
+        from riverrun.cli.checkpoints import convert_command
+
+        convert_command(source, target, to, kind, family, dtype, group_size, shard_gb)
+
+
+@models_app.command("merge")
+def models_merge(
+    model: Annotated[str, typer.Argument(help="Model that the adapter was trained on; may be quantised.")],
+    adapter: Annotated[Path, typer.Argument(help="Adapter's folder in PEFT's layout.")],
+    target: Annotated[Path, typer.Argument(help="New folder.")],
+    mode: Annotated[
+        str, typer.Option(help="into_dequant (as it was trained), into_base, requantize.")
+    ] = "into_dequant",
+    base: Annotated[str, typer.Option(help="into_base: the model before it was quantised.")] = "",
+    probes: Annotated[Path | None, typer.Option(help="Text file, a probe a line, to judge the change on.")] = None,
+) -> None:
+    """Fold an adapter into the weights, and say by how much a logit changed."""
+    with _errors():
+        from riverrun.cli.checkpoints import merge_command
+
+        merge_command(model, adapter, target, mode, base, probes)
 
 
 @models_app.command("explain")

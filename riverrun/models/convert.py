@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import ValidationError
 from torch import Tensor
 
-from riverrun.base.artifacts import write_json, write_text
+from riverrun.base.artifacts import write_json
 from riverrun.base.errors import InputError, UnsupportedError
 from riverrun.models.config import ModelConfig
 from riverrun.models.families import families, refuse_family
 from riverrun.models.io.gguf import GGUFFile
-from riverrun.models.io.hf import SHARD_BYTES, SHARD_INDEX, Weights, read_weights, write_weights
-from riverrun.models.load import load_config, quantization_of
-from riverrun.models.tokenizer import Tokenizer
+from riverrun.models.io.gguf_write import write_gguf
+from riverrun.models.io.groups import write_groups
+from riverrun.models.io.hf import SHARD_BYTES, SHARD_INDEX, Weights, read_weights, write_quantized, write_weights
+from riverrun.models.io.layouts import join_parts
+from riverrun.models.io.names import stored_names
+from riverrun.models.load import Checkpoint, load_checkpoint, load_config, quantization_of, save_companions
+from riverrun.models.quantized import quantize_groups
+from riverrun.models.templates import folder_templates, gguf_templates
 
-__all__ = ["convert_to_hf", "in_family"]
+__all__ = ["convert_to_gguf", "convert_to_groups", "convert_to_hf", "in_family"]
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "config.json", "*.bin", "*.gguf", "*.pt", "*.pth")
@@ -59,7 +68,10 @@ def convert_to_hf(
     own = load_config(source)
     config = in_family(own, family) if family and family != own.model_type else own
     if source.is_file():
-        _from_gguf(source, target, config, _DTYPES.get(dtype, torch.float32), shard_bytes or SHARD_BYTES)
+        opened, own_template = _open(source)
+        kind = _DTYPES.get(dtype, torch.float32)
+        write_weights(target, config, dict(_tensors(opened)), kind, shard_bytes=shard_bytes or SHARD_BYTES)
+        _companions(opened, own_template, target)
         return config
     quantization = quantization_of(source)
     weights: Mapping[str, Tensor]
@@ -80,18 +92,74 @@ def convert_to_hf(
     return config
 
 
-def _from_gguf(source: Path, target: Path, config: ModelConfig, dtype: torch.dtype, shard_bytes: int) -> None:
-    file = GGUFFile(source)
-    weights = {name: torch.from_numpy(values.copy()) for name, values in file.weights(config)}
-    write_weights(target, config, weights, dtype, shard_bytes=shard_bytes)
-    tokenizer = Tokenizer.from_gguf(file.metadata)
-    tokenizer.save(target / "tokenizer.json")
-    if template := file.metadata.get("tokenizer.chat_template"):
-        write_text(target / "chat_template.jinja", str(template))
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-    words = {"bos_token": tokenizer.token(tokenizer.bos_id), "eos_token": tokenizer.token(tokenizer.eos_id)}
-    write_json(target / "tokenizer_config.json", settings | {key: word for key, word in words.items() if word})
-    write_json(target / "generation_config.json", {"eos_token_id": list(tokenizer.end_ids)})
+def convert_to_gguf(source: Path, target: Path, *, kind: str = "Q8_0") -> ModelConfig:
+    """Write one GGUF file that llama.cpp loads; matrices in F32, F16, BF16, Q8_0 or Q4_0."""
+    if target.exists():
+        raise InputError(f"{target} exists: give a new file")
+    opened, own_template = _open(source)
+    tensors = ((name, _array(tensor)) for name, tensor in _tensors(opened))
+    template = opened.template.source if own_template else None
+    write_gguf(target, opened.config, tensors, opened.tokenizer.to_gguf(), template, kind=kind, name=source.stem)
+    return opened.config
+
+
+def convert_to_groups(source: Path, target: Path, method: str, *, group_size: int = 128) -> ModelConfig:
+    """Write a folder on a 4-bit group grid (awq, gptq, gptq_v2, group4), rounded to nearest without calibration.
+
+    Embedding and head stay in float16 (group4: 8 bits). Rows must hold whole groups; ConfigError says which sizes do.
+    """
+    if target.exists() and any(target.iterdir()):
+        raise InputError(f"{target} is not empty: give a new folder")
+    if method not in ("awq", "gptq", "gptq_v2", "group4"):
+        raise InputError(f"method '{method}' is not written, written: awq, gptq, gptq_v2, group4")
+    opened, own_template = _open(source)
+    config = opened.config
+    ours = dict(_tensors(opened))
+    if method == "group4":
+        write_quantized(target, config, ours, group_size)
+    else:
+        matrices, plain = {}, {}
+        for theirs, parts in stored_names(config).items():
+            whole = join_parts(config, [ours[part] for part in parts])
+            if whole.dim() == 2 and ".layers." in theirs:
+                matrices[theirs] = quantize_groups(np.ascontiguousarray(_array(whole)), group_size)
+            else:
+                plain[theirs] = _array(whole.to(torch.float16))
+        write_groups(target, config.to_hf() | {"torch_dtype": "float16"}, matrices, plain, method)  # type: ignore[arg-type]
+    _companions(opened, own_template, target)
+    return config
+
+
+def _open(source: Path) -> tuple[Checkpoint, bool]:
+    """The checkpoint, and whether it has a chat template of its own: a base model has none, and is given none."""
+    if source.is_file():
+        own = bool(gguf_templates(GGUFFile(source).metadata))
+    else:
+        settings = source / "tokenizer_config.json"
+        own = bool(folder_templates(source, json.loads(settings.read_text("utf-8")) if settings.is_file() else {}))
+    return load_checkpoint(source, template="" if own else "chatml"), own
+
+
+def _tensors(opened: Checkpoint) -> Iterator[tuple[str, Tensor]]:
+    """Our names and tensors, one at a time."""
+    if opened.gguf:
+        yield from ((name, torch.from_numpy(values)) for name, values in opened.gguf.weights(opened.config))
+    elif opened.adapter:
+        raise InputError(f"{opened.path} has an adapter beside it: merge it first (riverrun models merge)")
+    else:
+        yield from read_weights(opened.path, opened.quantization, opened.config)
+
+
+def _array(tensor: Tensor) -> NDArray[Any]:
+    """numpy knows no bfloat16: its values are the same in float32."""
+    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+
+
+def _companions(opened: Checkpoint, own_template: bool, target: Path) -> None:
+    save_companions(opened, target)
+    if not own_template:
+        (target / "chat_template.jinja").unlink()
+    write_json(target / "generation_config.json", {"eos_token_id": list(opened.tokenizer.end_ids)})
 
 
 def _copy_companions(source: Path, target: Path) -> None:

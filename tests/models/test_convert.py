@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from riverrun.base.errors import InputError, IntegrityError, UnsupportedError
-from riverrun.models.convert import convert_to_hf, in_family
+from riverrun.models.convert import convert_to_gguf, convert_to_groups, convert_to_hf, in_family
 from riverrun.models.io.hf import Weights, write_weights
 from riverrun.models.io.layouts import join_parts, split_parts
 from riverrun.models.io.safetensors import Entry, SafetensorsFile, write_safetensors
@@ -88,6 +88,24 @@ def test_another_family_computes_the_same(case: str, tmp_path: Path) -> None:
             tmp_path / "a" / "model.safetensors"
         ).read_bytes()
     assert back == load_config(tmp_path / "a")
+
+
+@pytest.mark.parametrize("form", ["F16", "awq", "gptq", "gptq_v2", "group4"])
+@pytest.mark.parametrize("case", ["internlm2", "qwen2"])
+def test_every_format_is_read_back(case: str, form: str, tmp_path: Path) -> None:
+    reference = make_folder(case, tmp_path / "a")
+    whole = opened(tmp_path / "a")
+    if form == "F16":
+        convert_to_gguf(tmp_path / "a", tmp_path / "b.gguf", kind="F16")
+        back = convert_to_hf(tmp_path / "b.gguf", tmp_path / "c")
+        assert back.shapes() == whole.config.shapes()
+        found, error = load_model(load_checkpoint(tmp_path / "b.gguf"), torch.float32), 0.05
+        assert torch.equal(logits_of(found), logits_of(load_model(load_checkpoint(tmp_path / "c"), torch.float32)))
+    else:
+        convert_to_groups(tmp_path / "a", tmp_path / "b", form, group_size=16)
+        found, error = load_model(load_checkpoint(tmp_path / "b"), torch.float32), 3.0
+    assert float((logits_of(found) - logits_of(whole)).abs().max()) < error
+    assert reference is not None
 
 
 def test_what_another_family_cannot_say_is_named(tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ def families(peer: LlamaCpp, folder: Path) -> list[Row]:
     return rows
 
 
-def texts(peer: LlamaCpp, folder: Path, questions: tuple[str, ...]) -> list[Row]:
+def texts(peer: LlamaCpp, folder: Path, questions: tuple[str, ...], kinds: Sequence[str] = KINDS) -> list[Row]:
     """Answers on files of every type of the real model."""
     from riverrun.hub.catalog import get_card
     from riverrun.hub.store import Store
@@ -110,7 +110,7 @@ def texts(peer: LlamaCpp, folder: Path, questions: tuple[str, ...]) -> list[Row]
         return out
 
     rows, other = [], folder / "other.gguf"
-    for kind in KINDS:
+    for kind in kinds:
         path = folder / f"{kind}.gguf"
         began = time.perf_counter()
         weights, template = source.gguf.weights(source.config), source.template.source

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import sys
 
-__all__ = ["keep_freed_memory"]
+__all__ = ["free_memory", "keep_freed_memory"]
 
 # parameters of mallopt(3), glibc's malloc.h
 M_TRIM_THRESHOLD = -1
@@ -29,3 +29,13 @@ def keep_freed_memory() -> bool:
         mallopt(M_TRIM_THRESHOLD, _MOST)
         and (mallopt(M_MMAP_THRESHOLD, _MOST) or mallopt(M_MMAP_THRESHOLD, _MOST_BEFORE_GLIBC_2_35))
     )
+
+
+def free_memory() -> int:
+    """Bytes that Linux could give now without swapping (MemAvailable); 0 on other systems."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as lines:
+            found = next((line.split()[1] for line in lines if line.startswith("MemAvailable:")), "0")
+    except OSError:
+        return 0
+    return int(found) * 1024

@@ -236,6 +236,19 @@ def test_prompts_of_other_lengths_share_no_tokens_where_the_rotary_base_follows_
     assert table.best_prefix([1, 2, 3, 4, 5], 101)[1] == 0
 
 
+def test_weights_that_memory_has_no_room_for_stay_in_their_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from riverrun.serve.engines import torch as engine
+
+    asked = requests(3)
+    with LLM(folder, dtype="float32", slots=3) as opened:
+        copied = opened.generate(asked)
+        assert opened._engine.model.embed_tokens.numel()  # type: ignore[attr-defined]
+    monkeypatch.setattr(engine, "free_memory", lambda: 1000)
+    with LLM(folder, dtype="float32", slots=3) as opened:
+        assert next(opened._engine.model.linears())[1]._kept  # type: ignore[attr-defined]
+        assert [each.raw for each in opened.generate(asked)] == [each.raw for each in copied]
+
+
 def test_tools_reach_the_prompt(model: LLM) -> None:
     tool = ToolSpec("look", "Look.", {"type": "object", "properties": {"q": {"type": "string"}}, "required": ["q"]})
     plain = model._sequence(Request((Message.of("user", "Hi"),)))

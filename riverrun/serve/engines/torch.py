@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from riverrun.base.memory import free_memory
 from riverrun.models.cache import SlotAttend, SlotCache
 from riverrun.models.load import Checkpoint, load_model
 from riverrun.serve.engine import Branch
@@ -25,12 +26,18 @@ def default_dtype() -> torch.dtype:
     return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
 
 
+def _stays_in_its_file(opened: Checkpoint, dtype: torch.dtype) -> bool:
+    """Whether a copy of the weights would take more than half of the free memory: then they are mapped instead."""
+    free = free_memory()
+    return bool(free) and opened.config.num_parameters() * dtype.itemsize > free / 2
+
+
 class TorchEngine:
     """Implements `serve.engine.Engine` on `models.transformer.CausalLM`."""
 
     def __init__(self, opened: Checkpoint, *, slots: int, context: int, dtype: torch.dtype | None = None) -> None:
         self.dtype = dtype or default_dtype()
-        self.model = load_model(opened, self.dtype)
+        self.model = load_model(opened, self.dtype, mapped=_stays_in_its_file(opened, self.dtype))
         self.model.pack()
         self.cache = SlotCache(opened.config, slots, context, self.dtype)
         self.slots, self.context = slots, context

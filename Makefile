@@ -24,8 +24,8 @@ install: $(VENV)/.installed ## .venv with riverrun and everything its recipes us
 quickstart: $(VENV)/.installed ## from an open model to a running shop assistant: recipes/bookshop into runs/bookshop
 	$(BIN)/riverrun run recipes/bookshop --out $(OUT) $(ARGS)
 
-test: $(VENV)/.developed ## the whole test suite (ARGS="-k name" for a part)
-	$(BIN)/python -m pytest $(ARGS)
+test: $(VENV)/.developed ## the whole test suite, a file at a time on each core (ARGS="-k name" for a part)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile $(ARGS)
 
 check: $(VENV)/.developed ## format, lint, types, house rules
 	$(BIN)/ruff format --check .

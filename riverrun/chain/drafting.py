@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import re
 import tempfile
@@ -27,6 +26,7 @@ from riverrun.data.pipeline import clean_folder
 from riverrun.data.schema import Schema, read_schema
 from riverrun.data.servers import snapshot
 from riverrun.data.shown import Shown, choose_shown
+from riverrun.data.sources import decode
 from riverrun.data.synthesis import SynthesisConfig
 from riverrun.hub.catalog import load_catalog, shipped_adapter
 
@@ -118,17 +118,21 @@ def _chinese_share(schema: Schema, documents: Path | None) -> float:
 
     A Chinese character counts as two letters, for it says as much.
     """
-    text = ""
+    texts = []
     if documents is not None and documents.is_dir():
-        paths = (path for path in sorted(documents.rglob("*")) if path.suffix.lower() in SUFFIXES and path.is_file())
-        for path in itertools.islice(paths, 50):
+        paths = [path for path in sorted(documents.rglob("*")) if path.suffix.lower() in SUFFIXES and path.is_file()]
+        for path in paths[:: max(1, len(paths) // 50)]:
             with open(path, "rb") as handle:
-                text += re.sub("<[^<>]*>", " ", handle.read(20_000).decode("utf-8", "ignore"))
-    if not text:
+                text = decode(handle.read(20_000))[0]
+            texts.append(re.sub(r"(?is)<(script|style)\b.*?(</\1>|$)|<[^<>]*>", " ", text))
+    if not texts:
         values = (c.values[:20] for table in schema.tables for c in table.columns if c.kind == "text")
-        text = " ".join(str(value) for some in values for value in some)
-    chinese = 2 * len(re.findall("[\u3400-\u9fff]", text))
-    return chinese / max(1, chinese + len(re.findall("[A-Za-z]", text)))
+        texts = [" ".join(str(value) for some in values for value in some)]
+    shares = []
+    for text in texts:
+        chinese, letters = 2 * len(re.findall("[\u3400-\u9fff]", text)), len(re.findall("[A-Za-z]", text))
+        shares += [chinese / (chinese + letters)] if chinese + letters else []
+    return sum(shares) / max(1, len(shares))
 
 
 def write_draft(draft: Draft, folder: Path, *, force: bool) -> Path:

@@ -47,8 +47,9 @@ def info_command(target: str) -> None:
         print(f"{sliding} layers see the last {config.sliding_window} tokens")
     if path is None:
         return
-    files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
-    quantization = None if path.is_file() else quantization_of(path)
+    files = [path] if path.is_file() else sorted([*path.rglob("*.safetensors"), *path.rglob("*.gguf")])
+    bundle = not path.is_file() and not (path / "config.json").is_file()
+    quantization = None if path.is_file() or bundle else quantization_of(path)
     method = f", {quantization.get('quant_method')}" if quantization else ""
     print(f"{path}: {sum(file.stat().st_size for file in files) / 1e9:.2f} GB in {len(files)} files{method}")
 

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from riverrun.base.errors import InputError
 from riverrun.base.sql import quote_name, read_only_uri
-from riverrun.data.comments import code_meanings, column_comments, spoken_name
+from riverrun.data.comments import MOST_CODES, code_meanings, column_comments, spoken_name
 from riverrun.data.names import (
     concept_of,
     is_label_name,
@@ -302,12 +302,12 @@ class _Reader:
         values = tuple(row[0] for row in frequent)
         kind = _kind(name, declared, types, values, distinct, low, high)
         moment = _moment(name, kind, values, low, high)
-        codes = code_meanings(comment, values) if kind in ("text", "integer") and not moment else {}
-        if codes and kind == "integer":
+        codes = code_meanings(comment, values) if kind in ("text", "integer", "flag") and not moment else {}
+        if codes:
             kind = "text"  # what has a meaning is not added up
         return Column(
             name, declared, kind, sampled, distinct, nulls, low, high, values, float(length or 0), moment,
-            spoken_name(comment, codes), tuple(codes.items()),
+            spoken_name(comment, codes, values[:MOST_CODES]), tuple(codes.items()),
         )  # fmt: skip
 
     def _declared(self, tables: Sequence[Table]) -> list[Link]:

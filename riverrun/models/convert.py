@@ -28,7 +28,7 @@ from riverrun.models.load import Checkpoint, load_checkpoint, load_config, quant
 from riverrun.models.quantized import quantize_groups
 from riverrun.models.templates import folder_templates, gguf_templates
 
-__all__ = ["convert_to_gguf", "convert_to_groups", "convert_to_hf", "in_family"]
+__all__ = ["convert_to_gguf", "convert_to_groups", "convert_to_hf", "in_family", "open_any", "require_new_folder"]
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "config.json", "*.bin", "*.gguf", "*.pt", "*.pth")
@@ -63,12 +63,13 @@ def convert_to_hf(
     """
     if dtype and dtype not in _DTYPES:
         raise InputError(f"dtype '{dtype}' is not written, written: {', '.join(_DTYPES)}")
-    if target.exists() and any(target.iterdir()):
-        raise InputError(f"{target} is not empty: give a new folder")
+    require_new_folder(target)
+    if shard_bytes < 0:
+        raise InputError(f"shard_bytes must be positive, it is {shard_bytes}")
     own = load_config(source)
     config = in_family(own, family) if family and family != own.model_type else own
     if source.is_file():
-        opened, own_template = _open(source)
+        opened, own_template = open_any(source)
         kind = _DTYPES.get(dtype, torch.float32)
         write_weights(target, config, dict(_tensors(opened)), kind, shard_bytes=shard_bytes or SHARD_BYTES)
         _companions(opened, own_template, target)
@@ -76,15 +77,12 @@ def convert_to_hf(
     quantization = quantization_of(source)
     weights: Mapping[str, Tensor]
     if quantization:
-        weights, kind, keep = dict(read_weights(source, quantization, own)), torch.float32, []
+        weights, keep = dict(read_weights(source, quantization, own)), []
     else:
-        stored = Weights(source, own)
-        weights, kind = stored, stored.dtype("model.norm.weight")
+        weights = stored = Weights(source, own)
         keep = stored.partition() if config == own and not shard_bytes else []
-    same = bool(keep) and _DTYPES.get(dtype, kind) == kind
-    write_weights(
-        target, config, weights, _DTYPES.get(dtype, kind), shard_bytes=shard_bytes or SHARD_BYTES, partition=keep
-    )
+    same = bool(keep) and all(_DTYPES.get(dtype, stored.dtype(name)) == stored.dtype(name) for name in stored)
+    write_weights(target, config, weights, _DTYPES.get(dtype), shard_bytes=shard_bytes or SHARD_BYTES, partition=keep)
     _copy_companions(source, target)
     for name in ("config.json", SHARD_INDEX):
         if same and (source / name).is_file():
@@ -96,7 +94,7 @@ def convert_to_gguf(source: Path, target: Path, *, kind: str = "Q8_0") -> ModelC
     """Write one GGUF file that llama.cpp loads; matrices in F32, F16, BF16, Q8_0 or Q4_0."""
     if target.exists():
         raise InputError(f"{target} exists: give a new file")
-    opened, own_template = _open(source)
+    opened, own_template = open_any(source)
     tensors = ((name, _array(tensor)) for name, tensor in _tensors(opened))
     template = opened.template.source if own_template else None
     write_gguf(target, opened.config, tensors, opened.tokenizer.to_gguf(), template, kind=kind, name=source.stem)
@@ -108,11 +106,10 @@ def convert_to_groups(source: Path, target: Path, method: str, *, group_size: in
 
     Embedding and head stay in float16 (group4: 8 bits). Rows must hold whole groups; ConfigError says which sizes do.
     """
-    if target.exists() and any(target.iterdir()):
-        raise InputError(f"{target} is not empty: give a new folder")
+    require_new_folder(target)
     if method not in ("awq", "gptq", "gptq_v2", "group4"):
         raise InputError(f"method '{method}' is not written, written: awq, gptq, gptq_v2, group4")
-    opened, own_template = _open(source)
+    opened, own_template = open_any(source)
     config = opened.config
     ours = dict(_tensors(opened))
     if method == "group4":
@@ -130,14 +127,14 @@ def convert_to_groups(source: Path, target: Path, method: str, *, group_size: in
     return config
 
 
-def _open(source: Path) -> tuple[Checkpoint, bool]:
+def open_any(source: Path, adapter: Path | None = None) -> tuple[Checkpoint, bool]:
     """The checkpoint, and whether it has a chat template of its own: a base model has none, and is given none."""
     if source.is_file():
         own = bool(gguf_templates(GGUFFile(source).metadata))
     else:
         settings = source / "tokenizer_config.json"
         own = bool(folder_templates(source, json.loads(settings.read_text("utf-8")) if settings.is_file() else {}))
-    return load_checkpoint(source, template="" if own else "chatml"), own
+    return load_checkpoint(source, adapter=adapter, template="" if own else "chatml"), own
 
 
 def _tensors(opened: Checkpoint) -> Iterator[tuple[str, Tensor]]:
@@ -153,6 +150,12 @@ def _tensors(opened: Checkpoint) -> Iterator[tuple[str, Tensor]]:
 def _array(tensor: Tensor) -> NDArray[Any]:
     """numpy knows no bfloat16: its values are the same in float32."""
     return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+
+
+def require_new_folder(target: Path) -> None:
+    """InputError unless a folder can be written there without touching what is."""
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise InputError(f"{target} {'is not empty' if target.is_dir() else 'is a file'}: give a new folder")
 
 
 def _companions(opened: Checkpoint, own_template: bool, target: Path) -> None:

@@ -27,7 +27,7 @@ def read_hf(data: Mapping[str, Any]) -> dict[str, Any]:
     if data.get("model_type") == "gemma3" and isinstance(data.get("text_config"), Mapping):
         data = {**data["text_config"], "model_type": "gemma3_text"}  # text and pictures: the text model of it
     family = data.get("model_type")
-    if family not in families():
+    if not isinstance(family, str) or family not in families():
         raise refuse_family(family)
     table = families()[family]
     values = table["defaults"] | {key: value for key, value in data.items() if value is not None or key in _NULLABLE}
@@ -37,7 +37,7 @@ def read_hf(data: Mapping[str, Any]) -> dict[str, Any]:
     for key, allowed in _MUST_BE.items():
         if values.get(key) not in allowed:
             raise UnsupportedError(f"{key} = {values[key]!r} is not supported, supported: {allowed[0]!r}")
-    if not values.get("num_key_value_heads"):
+    if not values.get("num_key_value_heads") or data.get("num_key_value_heads", 1) is None:
         values["num_key_value_heads"] = values.get("num_attention_heads")
     values |= _biases(family, values) | table.get("fixed", {})
     values |= _rope(family, values)
@@ -102,7 +102,9 @@ def _rope(family: str, values: Mapping[str, Any]) -> dict[str, Any]:
         kind = {"origin": "default"}.get(rotary.get("type", "default"), rotary.get("type", "default"))
         rope = {"rope_theta": rotary.get("base", 10000.0), "rope_type": kind}
         rope["factor"] = rotary.get("scaling_factor", 1.0)
-    merged = {**old, **rope}
+    merged = {**rope, **old}  # who adds rope_scaling to a newer file means it
+    if old and "rope_type" not in old and "type" in old:
+        merged["rope_type"] = merged.pop("type")
     if merged.get("partial_rotary_factor") not in (None, 1, 1.0):
         raise UnsupportedError(
             f"partial_rotary_factor = {merged['partial_rotary_factor']!r} is not supported, supported: 1.0"
@@ -133,12 +135,16 @@ def _windows(family: str, values: dict[str, Any]) -> None:
     layers, window = values.get("num_hidden_layers"), values.get("sliding_window")
     if not isinstance(layers, int) or layers < 1:
         return  # the field's own check says what is wrong
-    types = values.get("layer_types")
+    types = values.get("layer_types") if family in ("qwen2", "qwen3", "gemma3_text") else None
+    if types is not None and not (isinstance(types, list | tuple) and all(isinstance(each, str) for each in types)):
+        raise ConfigError("config.json: layer_types must be a list of names")
     if types is not None:
         if unknown := sorted(set(types) - {FULL, SLIDING}):
             raise UnsupportedError(f"layer_types has '{unknown[0]}', supported: {FULL}, {SLIDING}")
     elif family == "gemma3_text":
         every = values["sliding_window_pattern"]
+        if not isinstance(every, int) or every < 1:
+            raise ConfigError(f"config.json: sliding_window_pattern must be at least 1, it is {every!r}")
         types = [SLIDING if (layer + 1) % every else FULL for layer in range(layers)]
     elif family in ("qwen2", "qwen3") and values["use_sliding_window"]:
         types = [SLIDING if layer >= values["max_window_layers"] else FULL for layer in range(layers)]

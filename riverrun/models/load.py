@@ -96,7 +96,7 @@ def load_config(path: Path) -> ModelConfig:
 
 def quantization_of(folder: Path) -> dict[str, Any] | None:
     """The `quantization_config` of a model folder; None where its weights are plain."""
-    found = _json(folder / "config.json").get("quantization_config")
+    found = _json(_resolve(folder)[0] / "config.json").get("quantization_config")
     return found if isinstance(found, dict) else None
 
 

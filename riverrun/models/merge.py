@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from riverrun.base.errors import InputError
+from riverrun.models.convert import open_any, require_new_folder
 from riverrun.models.io.hf import write_quantized, write_weights
 from riverrun.models.load import Checkpoint, load_checkpoint, load_model, save_companions
 from riverrun.models.transformer import CausalLM
@@ -68,11 +69,12 @@ def merge(
         raise InputError(f"merge mode {mode} {needs}")
     if not probes:
         raise InputError("a merge is judged on probes: give at least one text")
-    opened = load_checkpoint(model, adapter=adapter)
+    require_new_folder(out)
+    opened, own_template = open_any(model, adapter)
     truth = load_model(opened, torch.float32)
     merged: Mapping[str, Tensor] = truth.views()
     if base is not None:
-        other = load_checkpoint(base, adapter=adapter)
+        other, _ = open_any(base, adapter)
         if other.config.shapes() != opened.config.shapes():
             raise InputError(f"{base} has other shapes than {model}: give the base that {model.name} was made of")
         merged = load_model(other, torch.float32).views()
@@ -83,6 +85,8 @@ def merge(
     save_companions(opened, out)
     written = load_checkpoint(out)
     change = logit_change(truth, load_model(written, torch.float32), opened, probes)
+    if not own_template:
+        (out / "chat_template.jinja").unlink()
     return Merged(mode, change, len(probes), written.weight_bytes)
 
 

@@ -25,6 +25,9 @@ __all__ = ["StreamDecoder", "Token", "Tokenizer"]
 Token = tuple[int, int, int]
 """id, and the characters [start, end) of the text it stands for."""
 
+ENDS = "riverrun.end_token_ids"
+"""Our own GGUF key: every token that ends an answer; llama.cpp knows three."""
+
 
 class Tokenizer:
     """One vocabulary. `special` maps the text of special tokens to their ids, `added` that of the other added tokens.
@@ -82,7 +85,7 @@ class Tokenizer:
         except Exception as error:  # the package raises bare Exception for a malformed file
             raise IntegrityError(f"{path} is not a tokenizer.json: {error}") from None
         named = [index for index, token in backend.get_added_tokens_decoder().items() if token.content == eos_token]
-        return cls(backend, bos_id=bos_id, end_ids=[*end_ids, *named])
+        return cls(backend, bos_id=bos_id, end_ids=[*named, *end_ids])
 
     @classmethod
     def from_sentencepiece(
@@ -111,18 +114,21 @@ class Tokenizer:
         if settings.get("add_bos_token", True) and bos_id is not None:
             _begin_with(backend, bos_id)
         named = [index for index, token in backend.get_added_tokens_decoder().items() if token.content == eos_token]
-        ends = [*end_ids, *named] or ([model.eos_id] if model.eos_id >= 0 else [])
+        ends = [*named, *end_ids] or ([model.eos_id] if model.eos_id >= 0 else [])
         return cls(backend, bos_id=bos_id, end_ids=ends)
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any]) -> Tokenizer:
         """Build from the `tokenizer.ggml.*` keys; UnsupportedError names a vocabulary that is not read."""
         backend, add_bos = backend_of(metadata)
-        ends = (metadata.get(f"tokenizer.ggml.{key}_token_id") for key in ("eos", "eot", "eom"))
+        own = metadata.get(ENDS)  # all of them, where we wrote the file
+        named = [metadata.get(f"tokenizer.ggml.{key}_token_id") for key in ("eos", "eot", "eom")]
+        ends = [*(own if isinstance(own, list) else []), *named]
         bos_id = metadata.get("tokenizer.ggml.bos_token_id")
         if add_bos and bos_id is not None:
             _begin_with(backend, bos_id)
-        return cls(backend, bos_id=bos_id, end_ids=[end for end in ends if end is not None])
+        known = [end for end in ends if isinstance(end, int) and 0 <= end < backend.get_vocab_size()]
+        return cls(backend, bos_id=bos_id, end_ids=known)
 
     def to_gguf(self) -> dict[str, Any]:
         """The `tokenizer.ggml.*` keys and values (lists of texts and numbers, numbers, booleans) for a GGUF file;
@@ -131,8 +137,10 @@ class Tokenizer:
         for key, value in (("bos", self.bos_id), ("eos", self.eos_id)):
             if value is not None:
                 out[f"tokenizer.ggml.{key}_token_id"] = value
-        if len(self.end_ids) > 1:
-            out["tokenizer.ggml.eot_token_id"] = self.end_ids[1]
+        for key, end in zip(("eot", "eom"), self.end_ids[1:], strict=False):
+            out[f"tokenizer.ggml.{key}_token_id"] = end
+        if len(self.end_ids) > 3:
+            out[ENDS] = list(self.end_ids)
         return out | {"tokenizer.ggml.add_bos_token": self.add_bos}
 
     def encode(self, text: str, *, special: bool = False) -> list[int]:

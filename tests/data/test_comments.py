@@ -42,6 +42,28 @@ def test_a_comment_belongs_to_the_column_of_its_line() -> None:
     }
 
 
+def test_comments_in_odd_places() -> None:
+    script = """CREATE TABLE t (
+  status INTEGER, -- state of the order:
+                  -- 0 waiting 1 confirmed
+  -- ==== money ====
+  -- old INT, -- dropped
+  /* the storey
+  */
+  floor INTEGER, -- storey
+  price DECIMAL(10,
+    2), -- what it costs
+  "check" INT,
+  c INT, CHECK (c > 0) -- positive
+) -- after"""
+    found = column_comments(script, ["status", "floor", "price", "check", "c"])
+    assert found == {
+        "status": "state of the order: 0 waiting 1 confirmed",
+        "floor": "storey",
+        "price": "what it costs",
+    }
+
+
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(sql=st.text("(),'\"-/*\n abc[]`", max_size=60))
 def test_no_statement_breaks_it(sql: str) -> None:
@@ -61,6 +83,20 @@ def test_no_statement_breaks_it(sql: str) -> None:
         ("A = same, B = same", ["A", "B"], {}),
         ("1 one", [1, 2], {}),
         ("codes", list(range(30)), {}),
+        ("0:未知 1:男 2:女", [0, 1, 2], {0: "未知", 1: "男", 2: "女"}),
+        ("状态 0:待付 1:已付 2:已发货 默认0", [0, 1, 2], {0: "待付", 1: "已付", 2: "已发货"}),
+        ("0 new, 1 paid, 2 shipped, default 0", [0, 1, 2], {0: "new", 1: "paid", 2: "shipped"}),
+        ("0 unpaid, 1 paid, default 0", [0, 1], {0: "unpaid", 1: "paid"}),
+        ("P=paid,U=unpaid (see doc P)", ["P", "U"], {"P": "paid", "U": "unpaid"}),
+        ("1=普通 2=人为", [1, 2], {1: "普通", 2: "人为"}),
+        ("0=否，1=是", [0, 1], {}),
+        ("rating from 1 to 5", [1, 2, 3, 4, 5], {}),
+        ("scale of 1 to 5, 5 is best", [1, 2, 3, 4, 5], {}),
+        ("评分1到5", [1, 2, 3, 4, 5], {}),
+        ("number of seats (2 or 4)", [2, 4], {}),
+        ("1 (low) to 5 (high)", [1, 2, 3, 4, 5], {}),
+        ("size S, M or L", ["S", "M", "L"], {}),
+        ("0 female 1 male", [0, 1], {0: "female", 1: "male"}),
     ],
 )
 def test_meanings_of_codes(comment: str, values: list[object], wanted: dict[object, str]) -> None:
@@ -73,6 +109,8 @@ def test_what_a_column_is_called() -> None:
     assert spoken_name("状态 1营业中 2已关闭", {1: "营业中", 2: "已关闭"}) == "状态"
     assert spoken_name("1营业中 2已关闭", {1: "营业中", 2: "已关闭"}) == ""
     assert spoken_name("hull length, in feet", {}) == "hull length"
+    assert spoken_name("0=否，1=是", {}) == ""
+    assert spoken_name("M or F", {}, ["M", "F"]) == ""
     assert spoken_name("whatever the harbour office wrote into its book", {}) == ""
 
 
@@ -98,6 +136,13 @@ def test_questions_and_notes_speak_of_meanings(database: Path) -> None:
     assert mentions.note("现在正常营业的有几家？").endswith("(clinics.status: 1)")
     assert mentions.note("文三店有几把牙椅").endswith("(clinics.clinic_name: '文三店'; 牙椅: clinics.\"chair count\")")
     assert mentions.note("哪些店已关闭").endswith("(clinics.status: 3)")
+    assert "status" not in mentions.note("不营业的有几家"), "a no before it"
+    assert "status" not in mentions.note("营业额最高的是哪家"), "another word"
+    paid = [("orders", "state", 0, "待付款"), ("orders", "state", 1, "已付款")]
+    orders = Mentions(database, {}, codes=paid)
+    assert orders.note("待付款的订单").endswith("(orders.state: 0)")
+    assert orders.note("已付款的订单").endswith("(orders.state: 1)")
+    assert orders.note("未付款的订单") == "未付款的订单"
     assert "'B'" not in mentions.note("plan B or plan A?"), "a bare code is not looked for"
     config = SynthesisConfig(train=120, dev=0, sealed=0, held_out=0)
     made = synthesise(database, schema, config, language="zh", seed=1, row_limit=50, joins=False).questions["train"]

@@ -305,3 +305,41 @@ def test_headers_that_lie(header: bytes, tmp_path: Path) -> None:
     with pytest.raises(IntegrityError, match="the header would have 9223372036854775808 bytes, the file has 8"):
         SafetensorsFile(path)
     assert tiny_weights
+
+
+def test_every_tensor_keeps_its_own_type(tmp_path: Path) -> None:
+    make_folder("llama", tmp_path / "a")
+    file = tmp_path / "a" / "model.safetensors"
+    tensors = load_file(file)
+    tensors["model.norm.weight"] = tensors["model.norm.weight"].bfloat16()
+    save_file(tensors, file, metadata={"format": "pt"})
+    convert_to_hf(tmp_path / "a", tmp_path / "b")
+    assert (tmp_path / "b" / "model.safetensors").read_bytes() == file.read_bytes()
+    convert_to_hf(tmp_path / "a", tmp_path / "c", dtype="float16")
+    assert {t.dtype for t in load_file(tmp_path / "c" / "model.safetensors").values()} == {torch.float16}
+
+
+def test_a_head_that_is_tied_and_stored_must_be_the_embedding(tmp_path: Path) -> None:
+    make_folder("smollm2", tmp_path)
+    file = tmp_path / "model.safetensors"
+    tensors = load_file(file)
+    head = tensors["model.embed_tokens.weight"].clone()
+    save_file(tensors | {"lm_head.weight": head}, file, metadata={"format": "pt"})
+    assert "lm_head.weight" not in Weights(tmp_path, load_config(tmp_path))
+    save_file(tensors | {"lm_head.weight": head + 1}, file, metadata={"format": "pt"})
+    with pytest.raises(IntegrityError, match=r"'lm_head\.weight' is not the embedding: say tie_word_embeddings: false"):
+        Weights(tmp_path, load_config(tmp_path))
+
+
+def test_what_stands_in_a_folder_beside(tmp_path: Path) -> None:
+    """One file goes before an index that an earlier model left; an index may name files of its folder alone."""
+    make_folder("llama", tmp_path)
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "../x.safetensors"}}))
+    assert len(Weights(tmp_path, load_config(tmp_path)).files) == 1
+    (tmp_path / "model.safetensors").rename(tmp_path / "x.safetensors")
+    with pytest.raises(IntegrityError, match=r"names '\.\./x\.safetensors', which is not a file of its folder"):
+        Weights(tmp_path, load_config(tmp_path))
+    (tmp_path / "here").write_text("a file")
+    with pytest.raises(InputError, match="is a file: give a new folder"):
+        convert_to_hf(tmp_path, tmp_path / "here")

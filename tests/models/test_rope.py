@@ -77,7 +77,7 @@ def test_what_a_scaling_may_say() -> None:
     assert yarn.longest == 1024
     assert config_of(rope_scaling={"type": "linear", "factor": 2}).longest == 512
     assert config_of(rope_scaling={"rope_type": "default"}).rope_scaling is None
-    with pytest.raises(ConfigError, match=r"rope_scaling of type dynamic needs 'factor', it has \['type'\]"):
+    with pytest.raises(ConfigError, match=r"rope_scaling of type dynamic needs 'factor', it has \['rope_type'\]"):
         config_of(rope_scaling={"type": "dynamic"})
     with pytest.raises(ConfigError, match="original_max_position_embeddings"):
         config_of(rope_scaling={"type": "llama3", "factor": 8.0})
@@ -85,6 +85,10 @@ def test_what_a_scaling_may_say() -> None:
         config_of(rope_scaling={"type": "linear", "factor": 0.5})
     with pytest.raises(ConfigError, match="rope_scaling must be an object, it is list"):
         config_of(rope_scaling=[4])
+    added = config_of(
+        rope_parameters={"rope_type": "default", "rope_theta": 1e4}, rope_scaling={"type": "linear", "factor": 2.0}
+    )
+    assert added.rope_scaling == RopeScaling(rope_type="linear", factor=2.0), "added by hand to a newer file"
     internlm = {"model_type": "internlm", "rotary": {"base": 10000, "type": "dynamic"}, "num_key_value_heads": None}
     assert config_of(**internlm).rope_scaling == RopeScaling(rope_type="dynamic", factor=1.0)
     assert CASES

@@ -74,7 +74,7 @@ def test_a_saved_tokenizer_is_the_same(tmp_path: Path) -> None:
     again = Tokenizer.from_file(tmp_path / "tokenizer.json", end_ids=[2, 0, 2], eos_token="<|im_start|>")
     text = "Which books 订单 1999?"
     assert again.encode(text) == of_gguf().encode(text)
-    assert again.end_ids == (2, 0, 1)
+    assert again.end_ids == (1, 2, 0), "the named end is the tokenizer's own"
 
 
 def test_files_that_are_no_tokenizer(tmp_path: Path) -> None:

@@ -82,6 +82,8 @@ _SPELLINGS = {
 }
 _HAN_STATE = re.compile("^已(?=[\u3400-\u9fff]{2})|(?<=[\u3400-\u9fff]{2})[中了]$")
 """`营业中`, `已取消`: people leave out what says that it is a state."""
+_HAN_NO = re.compile("(未|没|没有|不|不是|非|无|尚未|还没)$")
+_HAN_MORE = re.compile("[额率费量时日]|方式")
 _NOTE = re.compile(r"\n\([^\n]*\)$")
 _WORD = "[a-z]+|毫秒|秒|分钟|小时|克|公斤|千克|吨|厘米|米|公里|元"
 _AMOUNT = re.compile(rf"(?<![\w.])(\d+(?:\.\d+)?)\s*({_WORD})(?![a-z])", re.I)
@@ -185,7 +187,16 @@ class Mentions:
     def find(self, question: str) -> list[Mention]:
         """What is named, in the order of the question: the longest values first, none inside another."""
         look = _Look(self._fresh(), question, self.nouns)
-        return sorted(look.found(), key=lambda mention: mention.start)[: 2 * SHOWN]
+        found = [mention for mention in look.found() if not self._denied(question, mention)]
+        return sorted(found, key=lambda mention: mention.start)[: 2 * SHOWN]
+
+    def _denied(self, question: str, mention: Mention) -> bool:
+        """Whether a code's meaning stands behind a no (`未付款`) or inside another word (`营业额`)."""
+        coded = {(table, column) for table, column, _, _ in self.codes}
+        if not all((table, column) in coded for table, column, _ in mention.columns):
+            return False
+        before, after = question[: mention.start], question[mention.end :]
+        return bool(_HAN_NO.search(before) or (_HAN_MORE.match(after) and not before.endswith("已")))
 
     def has(self, table: str, column: str, value: str) -> bool:
         """Whether a column holds exactly this value, as far as it is indexed."""
@@ -270,7 +281,9 @@ class Mentions:
                             whole.setdefault(" ".join(tokens), {})[((table, column, value),)] = len(values)
         for table, column, code, meaning in self.codes:
             sizes[table, column] = max(1, sizes.get((table, column), 0))
-            for said in {meaning, _HAN_STATE.sub("", meaning)}:
+            said_by = {meaning, _HAN_STATE.sub("", meaning)}
+            others = [other for t, c, _, other in self.codes if (t, c) == (table, column) and other != meaning]
+            for said in {each for each in said_by if each == meaning or not any(each in other for other in others)}:
                 if tokens := _tokens(said) if len(said) > 1 else []:
                     whole.setdefault(" ".join(tokens), {})[((table, column, str(code)),)] = 1
         holding: dict[str, list[str]] = {}

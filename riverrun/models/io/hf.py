@@ -42,16 +42,19 @@ _DTYPES = {
     "I64": torch.int64,
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_READ = ", ".join(_DTYPES)
 
 
 def _files(folder: Path) -> list[Path]:
     index = folder / SHARD_INDEX
-    if index.is_file():
+    if index.is_file() and not (folder / "model.safetensors").is_file():  # the order of transformers
         try:
             names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError) as error:
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise IntegrityError(f"{index} is not a shard index: {error!r}") from None
-        files = [folder / Path(name).name for name in names]
+        if outside := [name for name in names if not isinstance(name, str) or Path(name).name != name]:
+            raise IntegrityError(f"{index} names {outside[0]!r}, which is not a file of its folder")
+        files = [folder / name for name in names]
     else:
         files = [folder / "model.safetensors"]
     for file in files:
@@ -64,9 +67,7 @@ def _files(folder: Path) -> list[Path]:
 
 def _tensor(file: SafetensorsFile, entry: Entry) -> Tensor:
     if entry.dtype not in _DTYPES:
-        raise UnsupportedError(
-            f"{file.path}: tensor '{entry.name}' is of type {entry.dtype}, read: {', '.join(_DTYPES)}"
-        )
+        raise UnsupportedError(f"{file.path}: tensor '{entry.name}' is of type {entry.dtype}, read: {_READ}")
     data = file.read(entry)
     return torch.frombuffer(data, dtype=_DTYPES[entry.dtype]).view(entry.shape) if data else _empty(entry)
 
@@ -87,19 +88,25 @@ class Weights(Mapping[str, Tensor]):
         self._stored = stored_names(config)
         self._whose = {name: theirs for theirs, parts in self._stored.items() for name in parts}
         self._places: dict[str, tuple[SafetensorsFile, Entry]] = {}
+        self._tied: tuple[SafetensorsFile, Entry] | None = None
         for file in self.files:
             for entry in file.entries.values():
                 if (name := plain_name(entry.name)) is not None:
                     self._place(name, file, entry)
         if missing := [theirs for theirs in self._stored if theirs not in self._places]:
             raise IntegrityError(f"{folder}: {len(missing)} tensors are missing, the first is '{missing[0]}'")
+        self._check_head()
         self._last: tuple[str, list[Tensor]] = ("", [])
         self._maps: dict[SafetensorsFile, memoryview] = {}
 
     def _place(self, name: str, file: SafetensorsFile, entry: Entry) -> None:
-        tied = self.config.tie_word_embeddings and name in ("lm_head.weight", "output.weight")
-        if tied or is_constant(name):
+        if self.config.tie_word_embeddings and name in ("lm_head.weight", "output.weight"):
+            self._tied = (file, entry)
             return
+        if is_constant(name):
+            return
+        if entry.dtype not in _DTYPES:
+            raise UnsupportedError(f"{file.path}: tensor '{entry.name}' is of type {entry.dtype}, read: {_READ}")
         if name not in self._stored:
             raise IntegrityError(f"{file.path}: tensor '{entry.name}' has no place in a {self.config.model_type} model")
         needed = stored_shape(self.config, self._stored[name])
@@ -108,6 +115,17 @@ class Weights(Mapping[str, Tensor]):
                 f"{file.path}: tensor '{entry.name}' has shape {list(entry.shape)}, the config needs {list(needed)}"
             )
         self._places[name] = file, entry
+
+    def _check_head(self) -> None:
+        """A head that is stored although it is tied must be the embedding."""
+        if self._tied is None:
+            return
+        first, second = self._tied, self._places[next(iter(self._stored))]
+        if first[1].shape != second[1].shape or first[0].read(first[1]) != second[0].read(second[1]):
+            raise IntegrityError(
+                f"{self.folder}: tie_word_embeddings is true, and '{first[1].name}' is not the embedding: "
+                "say tie_word_embeddings: false in config.json"
+            )
 
     def __getitem__(self, name: str) -> Tensor:
         theirs = self._whose[name]
@@ -194,26 +212,35 @@ def write_weights(
     folder: Path,
     config: ModelConfig,
     tensors: Mapping[str, Tensor],
-    dtype: torch.dtype,
+    dtype: torch.dtype | None,
     *,
     shard_bytes: int = SHARD_BYTES,
     partition: Sequence[tuple[str, list[str]]] = (),
 ) -> None:
     """config.json and safetensors as `transformers` (InternLM2: its published code) reads them, tensor by tensor.
 
-    Shards have at most `shard_bytes`, or are those of `partition` (file name, names of its tensors).
+    Shards have at most `shard_bytes`, or are those of `partition` (file name, names of its tensors). Without a dtype
+    every tensor keeps its own.
     """
-    name = _NAMES[dtype]
     stored = stored_names(config)
-    entries = {theirs: Entry(theirs, name, stored_shape(config, parts)) for theirs, parts in stored.items()}
+
+    def kind(name: str) -> torch.dtype:
+        return dtype or (tensors.dtype(name) if isinstance(tensors, Weights) else tensors[name].dtype)
+
+    kinds = {theirs: kind(parts[0]) for theirs, parts in stored.items()}
+    entries = {
+        theirs: Entry(theirs, _NAMES[kinds[theirs]], stored_shape(config, parts)) for theirs, parts in stored.items()
+    }
     files = list(partition) or _cut(list(entries.values()), shard_bytes)
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "config.json", config.to_hf() | {"torch_dtype": str(dtype).removeprefix("torch.")})
+    write_json(
+        folder / "config.json", config.to_hf() | {"torch_dtype": str(next(iter(kinds.values()))).removeprefix("torch.")}
+    )
 
     def data(names: Sequence[str]) -> Iterator[memoryview]:
         for theirs in names:
             whole = join_parts(config, [tensors[part] for part in stored[theirs]])
-            yield raw_bytes(whole.to(dtype))
+            yield raw_bytes(whole.to(kinds[theirs]))
 
     for file, names in files:
         write_safetensors(folder / file, [entries[each] for each in names], data(names), {"format": "pt"})

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from riverrun.base.errors import ConfigError
+from riverrun.base.errors import ConfigError, InputError
 
 __all__ = [
     "AwqWords",
@@ -96,8 +96,12 @@ def quantize_groups(weight: Floats, group_size: int, *, shrink_steps: int = 12) 
     with the smallest squared error is kept; shrink_steps = 1 is plain round-to-nearest.
     """
     out, into = weight.shape
-    if group_size % 2 or into % group_size:
-        raise ConfigError(f"group_size {group_size} must be even and divide the input size {into}: try 64 or 32")
+    if group_size < 2 or group_size % 2 or into % group_size:
+        fits = [size for size in (128, 64, 32, 16, 8) if not into % size]
+        hint = f"try {' or '.join(map(str, fits[:2]))}" if fits else "these rows hold no groups"
+        raise ConfigError(f"group_size {group_size} must be even and divide the input size {into}: {hint}")
+    if not np.isfinite(weight).all():
+        raise InputError("weights that are not finite (NaN or infinity) cannot be rounded to a grid: fetch them again")
     groups = weight.reshape(out, into // group_size, group_size)  # [O, G, g]
     low = np.minimum(groups.min(axis=2, keepdims=True), 0)
     high = np.maximum(groups.max(axis=2, keepdims=True), 0)

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from riverrun.base.config import load_yaml
 from riverrun.base.errors import InputError
 from riverrun.base.progress import Progress
 from riverrun.hub.card import Card, FileEntry
@@ -161,7 +162,12 @@ def _entries(target: str, hub: str) -> tuple[FileEntry, ...]:
 def diff_command(old: str, new: str, hub: str) -> None:
     if Path(old).is_dir() and not new:
         file = Path(old) / CARD_FILE
-        found = compare(parse_card(file.read_text(encoding="utf-8"), str(file)).entries, folder_entries(Path(old)))
+        told = load_yaml(file)
+        if told.get("files") or told.get("sha256"):  # a copy of what was published
+            entries = parse_card(file.read_text(encoding="utf-8"), str(file)).entries
+        else:  # what publishing it would change
+            entries = _entries(str(told.get("name", "")), hub)
+        found = compare(entries, folder_entries(Path(old)))
     elif not new:
         raise InputError(f"diff {old} needs a second card, source or folder")
     else:

@@ -256,7 +256,10 @@ def hub_verify(name: Annotated[str, _TARGET], hub: Annotated[str, _HUB] = "") ->
 @hub_app.command("diff")
 def hub_diff(
     old: Annotated[str, typer.Argument(help="Card, NAME@VERSION, source or folder.")],
-    new: Annotated[str, typer.Argument(help="The other side; a folder alone is compared with its card.yaml.")] = "",
+    new: Annotated[
+        str,
+        typer.Argument(help="The other side; a folder alone: its card.yaml, or the hub's card of its name."),
+    ] = "",
     hub: Annotated[str, _HUB] = "",
 ) -> None:
     """What was added, removed and changed, by digest."""

@@ -32,6 +32,8 @@ class Target:
 
 def model_path(target: str) -> Path:
     """The path of a model, fetched into the store when it is a name of the catalogue."""
+    if not target:
+        raise InputError("the model has no name: give a model's path or a name of `riverrun hub list`")
     path = Path(target)
     if path.exists():
         return path

@@ -28,5 +28,6 @@ def refuse_family(family: Any) -> UnsupportedError:
     """The error for an architecture that is not computed here; it names the closest that is."""
     known = families()
     related = [name for name in known if str(family).startswith(name.removesuffix("_text"))]
-    hint = f" The closest is {max(related, key=len)}." if related else nearest(str(family), known)
+    near = nearest(str(family), known)
+    hint = f" The closest is {max(related, key=len)}." if related else near if "Did you mean" in near else ""
     return UnsupportedError(f"model_type '{family}' is not supported, supported: {', '.join(known)}.{hint}")

@@ -44,6 +44,7 @@ def test_publish_search_get_verify_diff(tmp_path: Path, monkeypatch: pytest.Monk
     assert hub("diff", folder, "greetings") == (0, "0 added, 0 removed, 0 changed, 4 equal\n")
     (folder / "data.bin").write_bytes(b"new")
     assert hub("diff", "greetings", folder)[1].startswith("! data.bin\n")
+    assert hub("diff", folder)[1].startswith("! data.bin\n"), "what publishing it again would change"
     (tmp_path / "out" / "train" / "a.jsonl").write_bytes(b"mine")
     code, output = hub("get", "greetings", "--only", "train", "--to", tmp_path / "out")
     assert code == 2

@@ -130,7 +130,7 @@ def first_token(folder: Path, runs: int) -> list[Row]:
     from riverrun.models.load import load_checkpoint, load_model
     from riverrun.models.presets import load_preset
 
-    real = folder / "smollm2"
+    real = folder / "real-smollm2"
     convert_to_hf(Path(Store().fetch(get_card("smollm2-135m-instruct"))), real, dtype="bfloat16")
     ours, bare, forward = [], [], []
     for turn in range(runs + 1):  # the first turn fills the page cache

@@ -88,8 +88,9 @@ def measure(case: str, folder: Path) -> Parity:
             min_new_tokens=64, eos_token_id=None, pad_token_id=0,
         )[0, len(prompt) :]  # fmt: skip
         equal = greedy(model, prompt.tolist(), 64) == theirs.tolist()
+    gradients = _gradients(folder, reference)  # before PEFT freezes the reference
     peft = _peft(folder, reference) if cases.CASES[case][0] not in ("internlm", "internlm2") else None
-    return Parity(apart, equal, _gradients(folder, reference), peft)
+    return Parity(apart, equal, gradients, peft)
 
 
 def _gradients(folder: Path, reference: Any) -> float:

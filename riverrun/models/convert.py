@@ -70,19 +70,20 @@ def convert_to_hf(
     config = in_family(own, family) if family and family != own.model_type else own
     if source.is_file():
         opened, own_template = open_any(source)
-        kind = _DTYPES.get(dtype, torch.float32)
-        write_weights(target, config, dict(_tensors(opened)), kind, shard_bytes=shard_bytes or SHARD_BYTES)
+        whole = _DTYPES.get(dtype, torch.float32)
+        write_weights(target, config, dict(_tensors(opened)), whole, shard_bytes=shard_bytes or SHARD_BYTES)
         _companions(opened, own_template, target)
         return config
     quantization = quantization_of(source)
     weights: Mapping[str, Tensor]
+    kind, keep, same = _DTYPES.get(dtype), [], False
     if quantization:
-        weights, keep = dict(read_weights(source, quantization, own)), []
+        weights, kind = dict(read_weights(source, quantization, own)), kind or torch.float32
     else:
         weights = stored = Weights(source, own)
         keep = stored.partition() if config == own and not shard_bytes else []
-    same = bool(keep) and all(_DTYPES.get(dtype, stored.dtype(name)) == stored.dtype(name) for name in stored)
-    write_weights(target, config, weights, _DTYPES.get(dtype), shard_bytes=shard_bytes or SHARD_BYTES, partition=keep)
+        same = bool(keep) and all(kind in (None, stored.dtype(name)) for name in stored)
+    write_weights(target, config, weights, kind, shard_bytes=shard_bytes or SHARD_BYTES, partition=keep)
     _copy_companions(source, target)
     for name in ("config.json", SHARD_INDEX):
         if same and (source / name).is_file():
@@ -97,7 +98,8 @@ def convert_to_gguf(source: Path, target: Path, *, kind: str = "Q8_0") -> ModelC
     opened, own_template = open_any(source)
     tensors = ((name, _array(tensor)) for name, tensor in _tensors(opened))
     template = opened.template.source if own_template else None
-    write_gguf(target, opened.config, tensors, opened.tokenizer.to_gguf(), template, kind=kind, name=source.stem)
+    name = source.stem if source.is_file() else source.resolve().name
+    write_gguf(target, opened.config, tensors, opened.tokenizer.to_gguf(), template, kind=kind, name=name)
     return opened.config
 
 

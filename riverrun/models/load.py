@@ -189,6 +189,7 @@ def load_model(checkpoint: Checkpoint, dtype: torch.dtype, *, fold: bool = True,
     torch = require("torch", extra="serve")
     from riverrun.models.transformer import CausalLM
 
+    assert fold or not mapped, "an adapter beside mapped weights is folded in"
     plain = not (checkpoint.gguf or checkpoint.quantization)
     model = CausalLM(checkpoint.config, dtype, empty=mapped and plain)
     if checkpoint.adapter:

@@ -10,18 +10,16 @@ from typing import Any
 import pytest
 import torch
 
+from bench.parts.family_parity import LENGTH, greedy, hidden_of, ids_of, ours_of
 from riverrun.models.cache import SlotAttend, SlotCache
 from riverrun.models.config import ModelConfig
 from riverrun.models.families import families
 from riverrun.models.io.hf import Weights, write_weights
 from riverrun.models.load import load_config
-from riverrun.models.transformer import CausalLM
 from riverrun.train.loss import linear_cross_entropy
 from tests.models.families import CASES, make_folder
 
 pytest.importorskip("transformers", reason="not run here: transformers")
-
-LENGTH = 72  # beyond the windows and the trained length of the cases that have one
 
 
 @pytest.fixture(scope="module")
@@ -33,26 +31,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Any:
         return root / case, make_folder(case, root / case)
 
     return one
-
-
-def ids_of(count: int, seed: int = 1) -> torch.Tensor:
-    return torch.randint(3, 320, (count,), generator=torch.Generator().manual_seed(seed))
-
-
-def ours_of(folder: Path, *, learn: bool = False) -> CausalLM:
-    config = load_config(folder)
-    model = CausalLM(config)
-    with torch.no_grad():
-        model.load(Weights(folder, config).items(), str(folder))
-    if learn:
-        model.train_all()
-    return model
-
-
-def hidden_of(model: CausalLM, ids: torch.Tensor) -> torch.Tensor:
-    attend = model.packed(0, [len(ids)])
-    lengths = torch.full((len(ids),), model.config.rope_length(len(ids)))
-    return model(ids, attend.positions, attend, lengths)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -71,37 +49,25 @@ def test_logits_and_parameters_are_those_of_the_reference(case: str, made: Any) 
 def test_greedy_text_is_that_of_the_reference(case: str, made: Any) -> None:
     """64 tokens from the cache; of dynamic NTK, whose base is the prompt's, against ours without a cache."""
     folder, reference = made(case)
-    model, prompt = ours_of(folder), ids_of(LENGTH - 20, seed=5).tolist()
-    cache = SlotCache(model.config, slots=2, context=160, dtype=torch.float32)
-    ids, length = list(prompt), model.config.rope_length(len(prompt))
-    new = list(prompt)
-    with torch.no_grad():
-        for step in range(64):
-            attend = SlotAttend(cache, [1], [len(new)])
-            lengths = torch.full((len(new),), length)
-            logits = model.logits(model(torch.tensor(new), attend.positions, attend, lengths)[-1:])
-            attend.commit()
-            if case == "llama-dynamic":  # the reference would stretch more with every token: ours without a cache
-                whole = model.packed(0, [len(ids)])
-                lengths = torch.full((len(ids),), length)
-                wanted = model.logits(model(torch.tensor(ids), whole.positions, whole, lengths)[-1:])
-            elif step % 16 == 0:
-                wanted = reference(torch.tensor([ids])).logits[0, -1:]
-                assert float((logits - wanted).abs().max()) <= 1e-4
-            new = [int(logits.argmax())]
-            ids.append(new[0])
-        if case != "llama-dynamic":
-            attention = torch.ones(1, len(prompt), dtype=torch.long)
-            theirs = reference.generate(
-                torch.tensor([prompt]),
-                attention_mask=attention,
-                do_sample=False,
-                max_new_tokens=64,
-                min_new_tokens=64,
-                eos_token_id=None,
-                pad_token_id=0,
-            )
-            assert ids == theirs[0].tolist()
+    model, prompt = ours_of(folder), ids_of(LENGTH - 20, seed=5)
+    ids = [*prompt.tolist(), *greedy(model, prompt.tolist(), 64)]
+    if case == "llama-dynamic":  # the reference would stretch more with every token
+        length = model.config.rope_length(len(prompt))
+        whole = model.packed(0, [len(ids)])
+        with torch.no_grad():
+            hidden = model(torch.tensor(ids), whole.positions, whole, torch.full((len(ids),), length))
+            assert model.logits(hidden[len(prompt) - 1 : -1]).argmax(dim=1).tolist() == ids[len(prompt) :]
+        return
+    theirs = reference.generate(
+        prompt[None],
+        attention_mask=torch.ones_like(prompt)[None],
+        do_sample=False,
+        max_new_tokens=64,
+        min_new_tokens=64,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    assert ids == theirs[0].tolist()
 
 
 @pytest.mark.parametrize("case", CASES)

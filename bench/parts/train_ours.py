@@ -76,7 +76,7 @@ def _first_loss(lm: CausalLM, rows: Sequence[TokenRow]) -> float:
     """Mean loss over the labels of `rows` before training, row by row; compiles what the first products compile."""
     total = 0.0
     for row in rows:
-        loss = supervised(lm, Pack((row,), 0))
+        loss = supervised(lm, Pack.of((row,)))
         loss.backward()  # type: ignore[no-untyped-call]
         total += float(loss.detach())
     for parameter in lm.parameters():

@@ -13,30 +13,60 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from riverrun.base.errors import CapacityError
 from riverrun.data.tokens import TokenRow
 
-__all__ = ["Pack", "PackStats", "plan_epoch", "shared_prefix"]
+__all__ = ["Group", "Pack", "PackStats", "plan_epoch", "shared_prefix"]
 
+Ints = NDArray[np.int64]
 MIN_SHARED = 16
 # A branch of so many rows is worth packs of its own.
 MIN_BRANCH = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Pack:
-    """`prefix` tokens of the first row stand once, then each row's rest."""
+class Group:
+    """Rows of one beginning: its `prefix` tokens, those of the first row, stand once, then each row's rest."""
 
     rows: tuple[TokenRow, ...]
-    prefix: int
+    prefix: int = 0
 
     @property
     def lengths(self) -> list[int]:
+        """Tokens of each row behind the prefix."""
         return [len(row.ids) - self.prefix for row in self.rows]
 
     @property
     def computed_tokens(self) -> int:
         return self.prefix + sum(self.lengths)
+
+
+@dataclass(frozen=True, slots=True)
+class Pack:
+    """A micro-batch: the tokens of its groups one after another; no row sees another's own tokens."""
+
+    groups: tuple[Group, ...]
+
+    @classmethod
+    def of(cls, rows: Sequence[TokenRow], prefix: int = 0) -> Pack:
+        """A pack of one group."""
+        return cls((Group(tuple(rows), prefix),))
+
+    @property
+    def rows(self) -> tuple[TokenRow, ...]:
+        return tuple(row for group in self.groups for row in group.rows)
+
+    @property
+    def layout(self) -> list[tuple[int, list[int]]]:
+        """(prefix, lengths behind it) of every group, as `CausalLM.packed_groups` takes them."""
+        return [(group.prefix, group.lengths) for group in self.groups]
+
+    @property
+    def computed_tokens(self) -> int:
+        return sum(group.computed_tokens for group in self.groups)
 
     @property
     def row_tokens(self) -> int:
@@ -52,25 +82,25 @@ class Pack:
         """Every token but the first of each row is learned: texts, not conversations."""
         return all(row.label_tokens >= len(row.ids) - 1 for row in self.rows)
 
-    def ids(self) -> list[int]:
-        out = list(self.rows[0].ids[: self.prefix])
-        for row in self.rows:
-            out += row.ids[self.prefix :]
-        return out
+    def ids(self) -> Ints:
+        """Token ids [computed_tokens]."""
+        parts: list[Sequence[int]] = []
+        for group in self.groups:
+            parts += [group.rows[0].ids[: group.prefix], *(row.ids[group.prefix :] for row in group.rows)]
+        return np.concatenate([np.asarray(part, dtype=np.int64) for part in parts])
 
-    def targets(self) -> tuple[list[int], list[int]]:
-        """(place in the pack whose output predicts, token to predict) of every label."""
-        places: list[int] = []
-        tokens: list[int] = []
-        start = self.prefix
-        for row in self.rows:
-            # the first own token is never learned: nothing before it is the row's own (see shared_prefix)
-            for i in range(self.prefix + 1, len(row.ids)):
-                if row.learned[i]:
-                    places.append(start + i - self.prefix - 1)
-                    tokens.append(row.ids[i])
-            start += len(row.ids) - self.prefix
-        return places, tokens
+    def targets(self) -> tuple[Ints, Ints]:
+        """(place in the pack whose output predicts, token to predict) of every label, row after row."""
+        places, tokens, start = [], [], 0
+        for group in self.groups:
+            start += group.prefix
+            for row in group.rows:
+                # the first own token is never learned: nothing before it is the row's own (see shared_prefix)
+                at = np.flatnonzero(np.asarray(row.learned[group.prefix + 1 :], dtype=np.bool_))
+                places.append(at + start)
+                tokens.append(np.asarray(row.ids[group.prefix + 1 :], dtype=np.int64)[at])
+                start += len(row.ids) - group.prefix
+        return np.concatenate(places).astype(np.int64), np.concatenate(tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,4 +195,4 @@ def _cut(rows: Sequence[TokenRow], prefix: int, micro_tokens: int) -> Iterator[P
 
 def _pack(rows: Sequence[TokenRow], prefix: int) -> Pack:
     """By length: rows of like length are padded together in the attention."""
-    return Pack(tuple(sorted(rows, key=lambda row: len(row.ids))), prefix)
+    return Pack.of(sorted(rows, key=lambda row: len(row.ids)), prefix)

@@ -15,7 +15,16 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-__all__ = ["Attend", "PackedCausal", "Past", "additive", "grouped_attention", "prefixed_attention", "visible"]
+__all__ = [
+    "Attend",
+    "PackedCausal",
+    "PackedGroups",
+    "Past",
+    "additive",
+    "grouped_attention",
+    "prefixed_attention",
+    "visible",
+]
 
 # layer -> cached keys and values [K, P, D] that come before every document
 Past = Callable[[int], tuple[Tensor, Tensor]]
@@ -219,3 +228,42 @@ class PackedCausal:
             values = torch.cat([shared[1].expand(batch, -1, -1, -1), values], dim=2)
         out = _recomputed(queries, keys, values, grid.masks[window])  # [B, K, G, L, D]
         return out.reshape(batch, heads, -1, dim).transpose(1, 2).reshape(-1, heads, dim).index_select(0, grid.flat)
+
+
+class PackedGroups:
+    """Groups of documents one after another, each as in `PackedCausal` with its own shared prefix; none sees another.
+
+    Layout of the T tokens: group after group, then padding up to a multiple of `multiple`.
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[tuple[int, Sequence[int]]],
+        *,
+        dtype: torch.dtype,
+        multiple: int = 1,
+        windows: Sequence[int | None] = (),
+    ) -> None:
+        assert groups, "a pack holds at least one group"
+        sizes = [prefix + sum(lengths) for prefix, lengths in groups]
+        self.padding = -sum(sizes) % multiple
+        self._sizes = [*sizes, self.padding]
+        self._parts = [_group(prefix, lengths, dtype, multiple, windows) for prefix, lengths in groups]
+        unseen = torch.zeros(self.padding, dtype=torch.long)
+        places = [part.positions[:size] for part, size in zip(self._parts, sizes, strict=True)]
+        self.positions = torch.cat([*places, unseen])
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        split = zip(q.split(self._sizes), k.split(self._sizes), v.split(self._sizes), strict=True)
+        out = [part(layer, *each) for part, each in zip(self._parts, split, strict=False)]
+        if self.padding:
+            out.append(q.new_zeros(self.padding, *q.shape[1:]))
+        return torch.cat(out) if len(out) > 1 else out[0]
+
+
+def _group(
+    prefix: int, lengths: Sequence[int], dtype: torch.dtype, multiple: int, windows: Sequence[int | None]
+) -> PackedCausal:
+    part = PackedCausal(prefix, lengths, dtype=dtype, multiple=multiple, windows=windows)
+    part.padding = 0
+    return part

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, linear, silu
 
 from riverrun.base.errors import IntegrityError
-from riverrun.models.attention import Attend, PackedCausal, Past
+from riverrun.models.attention import Attend, PackedCausal, PackedGroups, Past
 from riverrun.models.config import ModelConfig
 from riverrun.models.lora import Adapter, FusedLinear, PackedWeight
 from riverrun.models.rope import Rope, Turn, rotate
@@ -193,6 +193,10 @@ class CausalLM(nn.Module):
         """The attention of a pack (`PackedCausal`) in this model's dtype and windows."""
         windows = self.config.windows
         return PackedCausal(prefix, lengths, dtype=self.dtype, multiple=multiple, past=past, windows=windows)
+
+    def packed_groups(self, groups: Sequence[tuple[int, Sequence[int]]], *, multiple: int = 1) -> PackedGroups:
+        """The attention of several groups (prefix, lengths of the documents behind it) one after another."""
+        return PackedGroups(groups, dtype=self.dtype, multiple=multiple, windows=self.config.windows)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[rows, E] -> [rows, vocabulary] in the model's dtype."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,8 +17,10 @@ SHAPE_MULTIPLE = 128
 
 def supervised(model: CausalLM, pack: Pack) -> Tensor:
     """Sum of the next-token loss over the pack's learned tokens (supervised fine-tuning)."""
-    attend = model.packed(pack.prefix, pack.lengths, multiple=SHAPE_MULTIPLE)
-    ids = torch.tensor(pack.ids() + [0] * attend.padding)
+    attend = model.packed_groups(pack.layout, multiple=SHAPE_MULTIPLE)
+    ids = torch.from_numpy(np.pad(pack.ids(), (0, attend.padding)))
     hidden = model(ids, attend.positions, attend)
     places, targets = pack.targets()
-    return linear_cross_entropy(hidden.index_select(0, torch.tensor(places)), model.lm_head, torch.tensor(targets))
+    return linear_cross_entropy(
+        hidden.index_select(0, torch.from_numpy(places)), model.lm_head, torch.from_numpy(targets)
+    )

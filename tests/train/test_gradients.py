@@ -87,7 +87,7 @@ def distance(one: torch.Tensor, other: torch.Tensor) -> float:
 def test_the_gradient_of_a_pack_is_that_of_each_document_alone(changes: dict[str, object], prefix: int) -> None:
     model, documents = adapted(**changes), rows(5, shared=PREFIX)
     wanted_loss, wanted = reference(model, documents)
-    loss = supervised(model, Pack(tuple(documents), prefix))
+    loss = supervised(model, Pack.of(documents, prefix))
     loss.backward()  # type: ignore[no-untyped-call]
     assert float(loss.detach()) == pytest.approx(wanted_loss, rel=1e-6)
     got = gradients(model)
@@ -104,7 +104,7 @@ def test_a_token_that_is_not_learned_is_not_in_the_gradient() -> None:
     last = documents[-1]
     fewer = [documents[0], TokenRow(last.id, last.ids, (*last.learned[:-1], False))]
     _, changed = reference(model, fewer)
-    supervised(model, Pack(tuple(fewer), PREFIX)).backward()  # type: ignore[no-untyped-call]
+    supervised(model, Pack.of(fewer, PREFIX)).backward()  # type: ignore[no-untyped-call]
     for name, gradient in gradients(model).items():
         assert distance(gradient, changed[name]) < 1e-5, name
         assert distance(gradient, wanted[name]) > 1e-3, name
@@ -130,7 +130,7 @@ def test_micro_batches_change_neither_loss_nor_gradient(prefix: int, tmp_path: P
     for count in (1, 2, 4):
         model = adapted()
         size = len(documents) // count
-        packs = [Pack(tuple(documents[i * size : (i + 1) * size]), prefix) for i in range(count)]
+        packs = [Pack.of(documents[i * size : (i + 1) * size], prefix) for i in range(count)]
         assert len({pack.label_tokens for pack in packs}) == count, "a mean of means would go unnoticed"
         parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         work = tmp_path / str(count)

@@ -254,7 +254,7 @@ class PackedGroups:
         self.positions = torch.cat([*places, unseen])
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        split = zip(q.split(self._sizes), k.split(self._sizes), v.split(self._sizes), strict=True)
+        split = zip(*(torch.split(x, self._sizes) for x in (q, k, v)), strict=True)
         out = [part(layer, *each) for part, each in zip(self._parts, split, strict=False)]
         if self.padding:
             out.append(q.new_zeros(self.padding, *q.shape[1:]))

@@ -1,0 +1,44 @@
+// The table of kernels that every instruction set fills. Pointers are to contiguous memory unless a stride is named.
+// dtype: 0 float32, 1 bfloat16. T tokens, E features of a row.
+#pragma once
+#include "common.h"
+
+// One run of queries and the keys that they see: `before` keys from token `before_start` on, all of them visible, then
+// the queries' own tokens, causally.
+struct Segment {
+    int64_t start, length, before_start, before;
+};
+
+struct AttentionShape {
+    int64_t tokens, heads, kv_heads, dim, row;  // row: elements between two tokens of q, k and v
+    int64_t window;                             // keys that a query sees at most, itself included; 0: all
+    float scale;
+};
+
+struct Kernels {
+    int level;
+    void (*norm_forward)(int dtype, const void* x, const void* add, const void* weight, void* sum, void* out,
+                         float* scale, int64_t rows, int64_t size, float eps, int plus_one);
+    void (*norm_backward)(int dtype, const void* grad, const void* grad_sum, const void* x, const void* weight,
+                          const float* scale, void* out, float* d_weight, int64_t rows, int64_t size, int plus_one);
+    void (*rotate)(int dtype, void* x, const void* cos, const void* sin, int64_t tokens, int64_t heads, int64_t dim,
+                   int64_t row, int inverse);
+    void (*swiglu_forward)(int dtype, const void* gate_up, void* out, int64_t rows, int64_t size);
+    void (*swiglu_backward)(int dtype, const void* grad, const void* gate_up, void* out, int64_t rows, int64_t size);
+    void (*cross_entropy)(int dtype, void* logits, const int64_t* targets, float* losses, const float* weights,
+                          int64_t rows, int64_t size);
+    void (*attention_forward)(int dtype, const void* q, const void* k, const void* v, void* out, float* lse,
+                              const Segment* segments, int64_t count, AttentionShape shape);
+    void (*attention_backward)(int dtype, const void* grad, const void* q, const void* k, const void* v,
+                               const void* out, const float* lse, void* dq, void* dk, void* dv,
+                               const Segment* segments, int64_t count, AttentionShape shape, float* scratch,
+                               int64_t lanes);
+    void (*adamw)(int dtype, int grad_dtype, float* master, void* weight, const void* grad, float* m, float* v,
+                  int64_t size, float rate, float beta1, float beta2, float eps, float decay, float correction1,
+                  float correction2, float grad_scale);
+};
+
+namespace plain { extern const Kernels kernels; }
+namespace avx2 { extern const Kernels kernels; }
+namespace avx512 { extern const Kernels kernels; }
+namespace avx512bf16 { extern const Kernels kernels; }

@@ -10,10 +10,13 @@ as torch's flash kernel at the lengths of a pack (figures in docs/log.md).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+
+from riverrun.models.kernels import Segments
 
 __all__ = [
     "Attend",
@@ -31,7 +34,13 @@ Past = Callable[[int], tuple[Tensor, Tensor]]
 
 
 class Attend(Protocol):
-    """Attention of one layer's tokens; implementations hold the pack's layout or the cache."""
+    """Attention of one layer's tokens; implementations hold the pack's layout or the cache.
+
+    `segments` is the same layout for the native kernel, where there is no cache.
+    """
+
+    @property
+    def segments(self) -> Segments | None: ...
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor: ...
 
@@ -187,15 +196,30 @@ class PackedCausal:
         self.lengths, self.past = list(lengths), past
         self.prefix = own = 0 if past else prefix  # tokens of the prefix that stand in the pack
         self.padding = -(own + sum(lengths)) % multiple
-        self._windows, kinds = tuple(windows), set(windows) or {None}
-        self._grids = [
-            _Grid(self.lengths[first:end], own + sum(lengths[:first]), longest, prefix, kinds, dtype)
-            for first, end, longest in _cut_grids(lengths, prefix, min(multiple, 32))
-        ]
-        places = torch.arange(own)
-        self._prefix_masks = {kind: additive(visible(places, places, kind), dtype) for kind in kinds}
+        self._before, self._dtype, self._multiple = prefix, dtype, min(multiple, 32)
+        self._windows = tuple(windows)
+        self.segments = None if past else Segments(segments_of(prefix, lengths))
         unseen = torch.zeros(self.padding, dtype=torch.long)
         self.positions = torch.cat([torch.arange(own), *(torch.arange(n) + prefix for n in lengths), unseen])
+
+    @cached_property
+    def _grids(self) -> list[_Grid]:
+        return [
+            _Grid(
+                self.lengths[first:end],
+                self.prefix + sum(self.lengths[:first]),
+                longest,
+                self._before,
+                set(self._windows) or {None},
+                self._dtype,
+            )
+            for first, end, longest in _cut_grids(self.lengths, self._before, self._multiple)
+        ]
+
+    @cached_property
+    def _prefix_masks(self) -> dict[int | None, Tensor]:
+        places = torch.arange(self.prefix)
+        return {kind: additive(visible(places, places, kind), self._dtype) for kind in set(self._windows) or {None}}
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         _, heads, dim = q.shape
@@ -245,13 +269,34 @@ class PackedGroups:
         windows: Sequence[int | None] = (),
     ) -> None:
         assert groups, "a pack holds at least one group"
+        self._groups = [(prefix, list(lengths)) for prefix, lengths in groups]
+        self._dtype, self._multiple, self._windows = dtype, min(multiple, 32), windows
         sizes = [prefix + sum(lengths) for prefix, lengths in groups]
         self.padding = -sum(sizes) % multiple
         self._sizes = [*sizes, self.padding]
-        self._parts = [_group(prefix, lengths, dtype, multiple, windows) for prefix, lengths in groups]
-        unseen = torch.zeros(self.padding, dtype=torch.long)
-        places = [part.positions[:size] for part, size in zip(self._parts, sizes, strict=True)]
-        self.positions = torch.cat([*places, unseen])
+        self.segments = Segments(
+            [
+                row
+                for n, (prefix, lengths) in enumerate(groups)
+                for row in segments_of(prefix, lengths, start=sum(sizes[:n]))
+            ]
+        )
+        places = [
+            place
+            for prefix, lengths in groups
+            for place in (torch.arange(prefix), *(torch.arange(n) + prefix for n in lengths))
+        ]
+        self.positions = torch.cat([*places, torch.zeros(self.padding, dtype=torch.long)])
+
+    @cached_property
+    def _parts(self) -> list[PackedCausal]:
+        parts = [
+            PackedCausal(prefix, lengths, dtype=self._dtype, multiple=self._multiple, windows=self._windows)
+            for prefix, lengths in self._groups
+        ]
+        for part in parts:
+            part.padding = 0  # that of the whole pack stands at its end
+        return parts
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         split = zip(*(torch.split(x, self._sizes) for x in (q, k, v)), strict=True)
@@ -261,9 +306,11 @@ class PackedGroups:
         return torch.cat(out) if len(out) > 1 else out[0]
 
 
-def _group(
-    prefix: int, lengths: Sequence[int], dtype: torch.dtype, multiple: int, windows: Sequence[int | None]
-) -> PackedCausal:
-    part = PackedCausal(prefix, lengths, dtype=dtype, multiple=multiple, windows=windows)
-    part.padding = 0
-    return part
+def segments_of(prefix: int, lengths: Sequence[int], start: int = 0) -> list[tuple[int, int, int, int]]:
+    """The rows of `Segments` of one group that begins at token `start`."""
+    rows = [(start, prefix, 0, 0)] if prefix else []
+    at = start + prefix
+    for length in lengths:
+        rows.append((at, length, start, prefix))
+        at += length
+    return rows

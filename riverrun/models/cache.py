@@ -69,6 +69,8 @@ class SlotAttend:
     they are read from one of them. Call `commit` after the forward.
     """
 
+    segments = None  # keys are read from the cache
+
     def __init__(self, cache: SlotCache, slots: Sequence[int], counts: Sequence[int], common: int = 0) -> None:
         self.cache, self.slots, self.counts = cache, list(slots), list(counts)
         assert common <= min(cache.lengths[slot] for slot in slots), f"{common} tokens are not held by every slot"

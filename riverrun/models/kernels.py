@@ -16,7 +16,7 @@ from torch.nn.functional import silu
 from riverrun.models import native
 from riverrun.models.rope import Turn
 
-__all__ = ["Segments", "add_norm", "attend_packed", "norm", "swiglu"]
+__all__ = ["Segments", "add_norm", "attend_packed", "norm", "swiglu", "takes_attention"]
 
 
 def _wide(x: Tensor) -> torch.dtype:
@@ -72,7 +72,9 @@ class _Norm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
-        d_x, d_weight = _norm_backward(grads[0], None, *ctx.saved_tensors, ctx.plus_one, ctx.needs_input_grad[1])
+        x, weight, scale = ctx.saved_tensors
+        learns = ctx.needs_input_grad[1]
+        d_x, d_weight = _norm_backward(grads[0], None, x, weight, scale, ctx.plus_one, learns)
         return d_x, d_weight, None, None
 
 
@@ -86,8 +88,9 @@ class _AddNorm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None, None]:
+        x, weight, scale = ctx.saved_tensors
         learns = ctx.needs_input_grad[2]
-        d_x, d_weight = _norm_backward(grads[1], grads[0], *ctx.saved_tensors, ctx.plus_one, learns)
+        d_x, d_weight = _norm_backward(grads[1], grads[0], x, weight, scale, ctx.plus_one, learns)
         return d_x, d_x, d_weight, None, None
 
 
@@ -152,11 +155,18 @@ class Segments:
 
 
 class _Attend(torch.autograd.Function):
-    """Rotation and attention of [T, (H + 2K) D] -> [T, H D]. The input is rotated in place: nothing else may read it."""
+    """Rotation and attention of [T, (H + 2K) D] -> [T, H D]. The input is rotated in place: nobody else may read it."""
 
     @staticmethod
     def forward(
-        ctx: Any, qkv: Tensor, turn: Turn, segments: Segments, heads: int, kv_heads: int, window: int
+        ctx: Any,
+        qkv: Tensor,
+        turn: Turn,
+        segments: Segments,
+        heads: int,
+        kv_heads: int,
+        window: int,
+        scale: float,
     ) -> Tensor:
         tokens, row = qkv.shape
         dim = row // (heads + 2 * kv_heads)
@@ -165,7 +175,7 @@ class _Attend(torch.autograd.Function):
         native.call("rotate", code, qkv, cos, sin, tokens, heads + kv_heads, dim, row, 0)
         out, lse = qkv.new_empty(tokens, heads * dim), qkv.new_empty(heads, tokens, dtype=torch.float32)
         out[segments.used :] = 0
-        shape = native.Shape(tokens, heads, kv_heads, dim, row, window, dim**-0.5)
+        shape = native.Shape(tokens, heads, kv_heads, dim, row, window, scale)
         q, k, v = _parts(qkv, heads, kv_heads, dim)
         native.call("attention_forward", code, q, k, v, out, lse, segments.rows, len(segments), shape)
         ctx.save_for_backward(qkv, out, lse, cos, sin)
@@ -186,7 +196,7 @@ class _Attend(torch.autograd.Function):
         rows = (segments.rows, len(segments), shape, scratch, lanes)
         native.call("attention_backward", code, grads[0].contiguous(), *parts, *rows)
         native.call("rotate", code, d_qkv, cos, sin, shape.tokens, heads + kv_heads, dim, shape.row, 1)
-        return d_qkv, None, None, None, None, None
+        return d_qkv, None, None, None, None, None, None
 
 
 def _parts(qkv: Tensor, heads: int, kv_heads: int, dim: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -195,6 +205,16 @@ def _parts(qkv: Tensor, heads: int, kv_heads: int, dim: int) -> tuple[Tensor, Te
     return row, row[heads * dim :], row[(heads + kv_heads) * dim :]
 
 
-def attend_packed(qkv: Tensor, turn: Turn, segments: Segments, heads: int, kv_heads: int, window: int | None) -> Tensor:
-    """Rotated causal attention of packed documents, native alone: ask `native.fits` and for D a multiple of 16 first."""
-    return _Attend.apply(qkv, turn, segments, heads, kv_heads, window or 0)  # type: ignore[no-any-return,no-untyped-call]
+def attend_packed(
+    qkv: Tensor, turn: Turn, segments: Segments, heads: int, kv_heads: int, *, window: int | None, scale: float
+) -> Tensor:
+    """Rotated causal attention of packed documents [T, (H + 2K) D] -> [T, H D]; ask `takes_attention` first.
+
+    `qkv` is rotated in place: it belongs to this call. `window`: keys that a query sees at most, itself included.
+    """
+    return _Attend.apply(qkv, turn, segments, heads, kv_heads, window or 0, scale)  # type: ignore[no-any-return,no-untyped-call]
+
+
+def takes_attention(qkv: Tensor, dim: int) -> bool:
+    """Whether `attend_packed` is there for such a tensor and head."""
+    return dim % 16 == 0 and native.fits(qkv) and qkv.is_contiguous()

@@ -30,7 +30,7 @@ _DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 class Shape(ctypes.Structure):
     """`AttentionShape` of csrc/kernels.h."""
 
-    _fields_ = [  # noqa: RUF012
+    _fields_ = [
         *((name, ctypes.c_int64) for name in ("tokens", "heads", "kv_heads", "dim", "row", "window")),
         ("scale", ctypes.c_float),
     ]

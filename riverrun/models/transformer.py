@@ -8,70 +8,19 @@ differs between families is decided by `ModelConfig`; the weights are frozen unl
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import gelu, linear, silu
+from torch.nn.functional import gelu, linear
 
 from riverrun.base.errors import IntegrityError
 from riverrun.models.attention import Attend, PackedCausal, PackedGroups, Past
 from riverrun.models.config import ModelConfig
+from riverrun.models.kernels import add_norm, attend_packed, norm, swiglu, takes_attention
 from riverrun.models.lora import Adapter, FusedLinear, PackedWeight
 from riverrun.models.rope import Rope, Turn, rotate
 
 __all__ = ["CausalLM"]
-
-
-class _SwiGLU(torch.autograd.Function):
-    """silu(gate) * up on [T, 2F]; keeps only its input and recomputes silu in the backward."""
-
-    @staticmethod
-    def forward(ctx: Any, gate_up: Tensor) -> Tensor:
-        ctx.save_for_backward(gate_up)
-        gate, up = gate_up.chunk(2, dim=-1)
-        return silu(gate) * up
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        (gate_up,) = ctx.saved_tensors
-        gate, up = gate_up.chunk(2, dim=-1)
-        out = torch.empty_like(gate_up)
-        d_gate, d_up = out.chunk(2, dim=-1)
-        torch.mul(grads[0], silu(gate), out=d_up)
-        d_gate.copy_(torch.ops.aten.silu_backward(grads[0] * up, gate))
-        return out
-
-
-class _RMSNorm(torch.autograd.Function):
-    """x / rms(x) * weight over the last axis, formed in fp32; keeps x and one number a row.
-
-    Llama's norm is rounded before the weight, Gemma's (1 + weight, `plus_one`) once at the end.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, plus_one: bool) -> Tensor:
-        squares = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=_wide(x)).square_()
-        scale = torch.rsqrt(squares / x.shape[-1] + eps)  # [..., 1]
-        ctx.save_for_backward(x, weight, scale)
-        ctx.plus_one = plus_one
-        if plus_one:
-            return (x * scale * (1.0 + weight.to(scale.dtype))).to(x.dtype)
-        return (x * scale).to(x.dtype) * weight
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
-        x, weight, scale = ctx.saved_tensors
-        inner = grads[0] * ((1.0 + weight.to(scale.dtype)) if ctx.plus_one else weight)
-        along = (inner * x).sum(dim=-1, keepdim=True, dtype=scale.dtype) * scale.pow(3) / x.shape[-1]
-        d_weight = None
-        if ctx.needs_input_grad[1]:
-            d_weight = (grads[0] * x * scale).sum_to_size(weight.shape).to(weight.dtype)
-        return torch.addcmul(inner * scale, x, along, value=-1).to(x.dtype), d_weight, None, None
-
-
-def _wide(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 class RMSNorm(nn.Module):
@@ -82,7 +31,11 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(start, requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return _RMSNorm.apply(x, self.weight, self.eps, self.plus_one)  # type: ignore[no-any-return,no-untyped-call]
+        return norm(x, self.weight, self.eps, self.plus_one)
+
+    def after(self, x: Tensor, more: Tensor) -> tuple[Tensor, Tensor]:
+        """(x + more, its norm) in one pass."""
+        return add_norm(x, more, self.weight, self.eps, self.plus_one)
 
 
 class Attention(nn.Module):
@@ -103,11 +56,18 @@ class Attention(nn.Module):
     def forward(self, x_TE: Tensor, turn: Turn, attend: Attend) -> Tensor:
         config = self.config
         heads = self.qkv_proj(x_TE).view(x_TE.shape[0], -1, config.head_dim)  # [T, H + 2K, D]
-        queries = config.num_attention_heads
-        turning = queries + config.num_key_value_heads
+        queries, kv_heads = config.num_attention_heads, config.num_key_value_heads
+        turning = queries + kv_heads
         qk = heads[:, :turning]
         if self.q_norm is not None and self.k_norm is not None:
             qk = torch.cat([self.q_norm(qk[:, :queries]), self.k_norm(qk[:, queries:])], dim=1)
+        if attend.segments is not None and takes_attention(heads, config.head_dim):
+            whole = heads if self.q_norm is None else torch.cat([qk, heads[:, turning:]], dim=1)
+            window = config.windows[self.layer] if config.windows else None
+            scale = self.query_scale * config.head_dim**-0.5
+            packed = whole.reshape(x_TE.shape[0], -1)
+            out = attend_packed(packed, turn, attend.segments, queries, kv_heads, window=window, scale=scale)
+            return self.o_proj(out)  # type: ignore[no-any-return]
         turned = rotate(qk, turn)  # queries and keys in one pass
         q, k = turned[:, :queries], turned[:, queries:]
         if self.query_scale != 1.0:
@@ -130,7 +90,7 @@ class MLP(nn.Module):
         if self.gelu:
             gate, up = gate_up.chunk(2, dim=-1)
             return self.down_proj(gelu(gate, approximate="tanh") * up)  # type: ignore[no-any-return]
-        return self.down_proj(_SwiGLU.apply(gate_up))  # type: ignore[no-any-return,no-untyped-call]
+        return self.down_proj(swiglu(gate_up))  # type: ignore[no-any-return]
 
 
 class DecoderLayer(nn.Module):
@@ -149,8 +109,8 @@ class DecoderLayer(nn.Module):
     def forward(self, x_TE: Tensor, turns: tuple[Turn, Turn], attend: Attend) -> Tensor:
         attended = self.self_attn(self.input_layernorm(x_TE), turns[self.sliding], attend)
         if not self.post_norms:
-            x_TE = x_TE + attended
-            return x_TE + self.mlp(self.post_attention_layernorm(x_TE))  # type: ignore[no-any-return]
+            x_TE, normed = self.post_attention_layernorm.after(x_TE, attended)
+            return x_TE + self.mlp(normed)  # type: ignore[no-any-return]
         x_TE = x_TE + self.post_attention_layernorm(attended)
         return x_TE + self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x_TE)))  # type: ignore[no-any-return]
 

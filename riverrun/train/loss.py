@@ -1,54 +1,169 @@
 """Cross-entropy of chosen rows against the head, without ever holding the whole logit matrix.
 
 N = rows with a label, E = hidden_size, V = vocabulary. Rows without a label are never multiplied. Works in chunks of
-`CHUNK` rows: the peak is CHUNK * V * 6 bytes in bf16.
+rows whose logits take at most `CHUNK_BYTES`; gradients take the place of the logits.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.functional import linear, pad
 
-__all__ = ["CHUNK", "linear_cross_entropy"]
+from riverrun.models import native
 
-CHUNK = 256
+__all__ = ["CHUNK_BYTES", "Head", "chunk_rows", "linear_cross_entropy", "token_logprobs"]
+
+CHUNK_BYTES = 128 << 20
 STEP = 64
+SLAB = 1 << 14  # rows of the head's gradient that are added at once
+
+
+class Head(Protocol):
+    """A head [V, E] that is not one tensor (quantised): given out in slabs of rows, in order."""
+
+    shape: torch.Size
+
+    def slabs(self) -> Iterator[tuple[slice, Tensor]]: ...
+
+
+def chunk_rows(vocabulary: int, itemsize: int) -> int:
+    """Rows whose logits exist at once: a multiple of `STEP`."""
+    return max(STEP, CHUNK_BYTES // (vocabulary * itemsize) // STEP * STEP)
+
+
+def _logits(rows: Tensor, head: Tensor | Head) -> Tensor:
+    if isinstance(head, Tensor):
+        return linear(rows, head)
+    out = rows.new_empty(rows.shape[0], head.shape[0])
+    for where, slab in head.slabs():
+        torch.mm(rows, slab.T, out=out[:, where]) if slab.dtype == rows.dtype else out[:, where].copy_(rows @ slab.T)
+    return out
+
+
+def _back(d_logits: Tensor, head: Tensor | Head) -> Tensor:
+    """[c, V] -> gradient of the rows [c, E]."""
+    if isinstance(head, Tensor):
+        return d_logits @ head
+    out = d_logits.new_zeros(d_logits.shape[0], head.shape[1], dtype=torch.float32)
+    for where, slab in head.slabs():
+        out += d_logits[:, where] @ slab
+    return out.to(d_logits.dtype)
+
+
+def _cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor | None, count: int) -> Tensor:
+    """Losses [count] of the first rows; `logits` become their gradients times `weights`, 0 below `count`."""
+    if native.fits(logits):
+        losses = torch.empty(count)
+        code = native.dtype_code(logits)
+        native.call("cross_entropy", code, logits, targets, losses, weights, count, logits.shape[1])
+    else:
+        wide = logits[:count].to(torch.float64 if logits.dtype == torch.float64 else torch.float32)
+        logprobs = torch.log_softmax(wide, dim=1)
+        losses = -logprobs.gather(1, targets[:, None]).squeeze(1)
+        probabilities = logprobs.exp_()
+        probabilities[torch.arange(count, device=logits.device), targets] -= 1
+        logits[:count] = probabilities if weights is None else probabilities.mul_(weights[:, None].to(wide.dtype))
+    logits[count:] = 0
+    return losses
+
+
+def _chunks(hidden: Tensor, head: Tensor | Head) -> Iterator[tuple[slice, int, Tensor, Tensor]]:
+    """(rows, their number, those rows, their logits), both padded to a multiple of `STEP`: few distinct shapes."""
+    size = chunk_rows(head.shape[0], hidden.element_size())
+    for start in range(0, hidden.shape[0], size):
+        rows = hidden[start : start + size]
+        count = rows.shape[0]
+        padded = pad(rows, (0, 0, 0, -count % STEP))
+        yield slice(start, start + count), count, padded, _logits(padded, head)
+
+
+class _HeadGradient:
+    """The head's gradient, summed over chunks in fp32 where there is more than one."""
+
+    def __init__(self, head: Tensor, chunks: int) -> None:
+        self.dtype, self.total = head.dtype, None if chunks <= 1 else head.new_zeros(head.shape, dtype=torch.float32)
+        if head.dtype == torch.float64 and self.total is not None:
+            self.total = self.total.double()
+        self.only: Tensor | None = None
+
+    def add(self, d_logits: Tensor, rows: Tensor) -> None:
+        if self.total is None:
+            self.only = d_logits.T @ rows
+            return
+        for start in range(0, d_logits.shape[1], SLAB):
+            self.total[start : start + SLAB] += d_logits[:, start : start + SLAB].T @ rows
+
+    def taken(self) -> Tensor:
+        return self.only if self.only is not None else self.total.to(self.dtype)  # type: ignore[union-attr]
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     """Sum of -log softmax(hidden head^T)[target]; gradients are formed with the loss, the head's where it learns."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
-        total = torch.zeros((), dtype=torch.float64)
+    def forward(ctx: Any, hidden: Tensor, head: Tensor | Head, targets: Tensor, learns: bool) -> Tensor:
+        total = torch.zeros((), dtype=torch.float64, device=hidden.device)
         grads = torch.empty_like(hidden)
-        d_head = torch.zeros_like(head, dtype=torch.float32) if ctx.needs_input_grad[1] else None
-        for start in range(0, hidden.shape[0], CHUNK):
-            rows, wanted = hidden[start : start + CHUNK], targets[start : start + CHUNK]
-            count = rows.shape[0]
-            # few distinct shapes, see models.attention.PackedCausal
-            rows = torch.nn.functional.pad(rows, (0, 0, 0, -count % STEP))
-            logprobs = torch.log_softmax(torch.nn.functional.linear(rows, head).float(), dim=1)  # [c, V]
-            total -= logprobs[:count].gather(1, wanted[:, None]).sum(dtype=torch.float64)
-            probabilities = logprobs.exp_()
-            probabilities[torch.arange(count), wanted] -= 1
-            grads[start : start + CHUNK] = (probabilities.to(hidden.dtype) @ head)[:count]
+        size = chunk_rows(head.shape[0], hidden.element_size())
+        d_head = None
+        if learns and isinstance(head, Tensor):
+            d_head = _HeadGradient(head, -(-hidden.shape[0] // size))
+        for where, count, rows, logits in _chunks(hidden, head):
+            total += _cross_entropy(logits, targets[where], None, count).sum(dtype=torch.float64)
+            grads[where] = _back(logits, head)[:count]
             if d_head is not None:
-                d_head += probabilities[:count].T @ rows[:count].float()
-        ctx.save_for_backward(grads, d_head)
-        return total.to(torch.float32)
+                d_head.add(logits, rows)
+        ctx.save_for_backward(grads, d_head.taken() if d_head is not None else None)
+        return total if hidden.dtype == torch.float64 else total.to(torch.float32)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
+        grads, d_head = ctx.saved_tensors
+        if d_head is not None:
+            d_head = d_head * upstream[0].to(d_head.dtype)
+        return grads * upstream[0].to(grads.dtype), d_head, None, None
+
+
+class _TokenLogprobs(torch.autograd.Function):
+    """log softmax(hidden head^T)[target] row by row; the logits are formed again for the backward."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, head: Tensor | Head, targets: Tensor) -> Tensor:
+        ctx.head = None if isinstance(head, Tensor) else head
+        ctx.save_for_backward(hidden, head if isinstance(head, Tensor) else None, targets)
+        parts = [-_cross_entropy(logits, targets[where], None, n) for where, n, _, logits in _chunks(hidden, head)]
+        wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+        return torch.cat(parts).to(wide) if parts else hidden.new_empty(0, dtype=wide)
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, Tensor | None, None]:
-        grads, d_head = ctx.saved_tensors
-        if d_head is not None:
-            d_head = (d_head * upstream[0]).to(grads.dtype)
-        return grads * upstream[0].to(grads.dtype), d_head, None
+        hidden, tensor, targets = ctx.saved_tensors
+        head: Tensor | Head = ctx.head if tensor is None else tensor
+        grads, d_head = torch.empty_like(hidden), None
+        if tensor is not None and ctx.needs_input_grad[1]:
+            d_head = _HeadGradient(tensor, -(-hidden.shape[0] // chunk_rows(tensor.shape[0], hidden.element_size())))
+        for where, count, rows, logits in _chunks(hidden, head):
+            _cross_entropy(logits, targets[where], -upstream[0][where].contiguous(), count)
+            grads[where] = _back(logits, head)[:count]
+            if d_head is not None:
+                d_head.add(logits, rows)
+        return grads, None if d_head is None else d_head.taken(), None
 
 
-def linear_cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
-    """hidden [N, E], head [V, E], targets [N] -> summed loss in nats (fp32 scalar)."""
+def linear_cross_entropy(hidden: Tensor, head: Tensor | Head, targets: Tensor) -> Tensor:
+    """hidden [N, E], head [V, E], targets [N] -> summed loss in nats (fp32 scalar, fp64 of fp64); 0 rows give 0."""
     assert hidden.shape[0] == targets.shape[0], f"{hidden.shape[0]} rows, {targets.shape[0]} targets"
-    return _LinearCrossEntropy.apply(hidden, head, targets)  # type: ignore[no-any-return,no-untyped-call]
+    learns = isinstance(head, Tensor) and head.requires_grad
+    if hidden.shape[0] == 0:
+        return hidden.sum().to(torch.float64 if hidden.dtype == torch.float64 else torch.float32)
+    return _LinearCrossEntropy.apply(hidden, head, targets, learns)  # type: ignore[no-any-return,no-untyped-call]
+
+
+def token_logprobs(hidden: Tensor, head: Tensor | Head, targets: Tensor) -> Tensor:
+    """hidden [N, E], head [V, E], targets [N] -> log-probability of each target, [N] in fp32 (fp64 of fp64)."""
+    assert hidden.shape[0] == targets.shape[0], f"{hidden.shape[0]} rows, {targets.shape[0]} targets"
+    return _TokenLogprobs.apply(hidden, head, targets)  # type: ignore[no-any-return,no-untyped-call]

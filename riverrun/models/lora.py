@@ -18,7 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-__all__ = ["Adapter", "FusedLinear", "Init", "PackedWeight"]
+from riverrun.models.products import Operand, PackedWeight, blocked_linear
+
+__all__ = ["Adapter", "FusedLinear", "Init"]
 
 Init = Literal["kaiming", "gaussian"]
 
@@ -65,16 +67,16 @@ class _LowRankLinear(torch.autograd.Function):
     """x [T, in] -> x merged^T; gradients for x and for each part's A and B."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, merged: Tensor, parts: list[tuple[int, int, float]], *factors: Tensor) -> Tensor:
-        ctx.parts = parts
-        ctx.save_for_backward(x, merged, *factors)
-        return linear(x, merged)
+    def forward(ctx: Any, x: Tensor, merged: Operand, parts: list[tuple[int, int, float]], *factors: Tensor) -> Tensor:
+        ctx.parts, ctx.merged = parts, merged
+        ctx.save_for_backward(x, *factors)
+        return merged.forward(x)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, merged, *factors = ctx.saved_tensors
+        x, *factors = ctx.saved_tensors
         dy = grads[0]
-        dx = dy @ merged if ctx.needs_input_grad[0] else None
+        dx = ctx.merged.backward(dy) if ctx.needs_input_grad[0] else None
         stacked_a = torch.cat([a.to(x.dtype) for a in factors[0::2]])  # [sum of ranks, in]
         xa = linear(x, stacked_a)  # [T, sum of ranks]
         projected, db, at = [], [], 0
@@ -86,27 +88,6 @@ class _LowRankLinear(torch.autograd.Function):
             at += rank
         da = (torch.cat(projected, dim=1).T @ x).to(factors[0].dtype).split([b.shape[1] for b in factors[1::2]])
         return dx, None, None, *(grad for pair in zip(da, db, strict=True) for grad in pair)
-
-
-class PackedWeight:
-    """A weight [out, in] in the blocks that oneDNN multiplies by: plain bf16 ones are put in order at every product.
-
-    32 rows: 14.9 ms instead of 23.4 for all products of a 135M model; one row: 5.1 instead of 10.1 (2 cores).
-    """
-
-    def __init__(self, weight: Tensor) -> None:
-        self._blocks = torch.ops.mkldnn._reorder_linear_weight(weight, None)
-
-    @classmethod
-    def of(cls, weight: Tensor) -> PackedWeight | None:
-        """None where this processor or this torch has no such product; then the plain one is used."""
-        known = hasattr(torch.ops.mkldnn, "_reorder_linear_weight") and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-        fits = weight.dtype == torch.bfloat16 and weight.device.type == "cpu" and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-        return cls(weight) if known and fits and torch.cpu._is_avx512_bf16_supported() else None
-
-    def __call__(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._blocks, bias, "none", [], "")
-        return out
 
 
 class FusedLinear(nn.Module):
@@ -122,7 +103,7 @@ class FusedLinear(nn.Module):
         self.weight = nn.Parameter(torch.empty(0 if empty else out, in_features, dtype=dtype), requires_grad=False)
         self.bias = nn.Parameter(torch.zeros(out, dtype=dtype), requires_grad=False) if bias else None
         self.adapters = nn.ModuleDict()
-        self._merged: Tensor | None = None
+        self._merged: Operand | None = None
         self._packed: PackedWeight | None = None
         self._kept: dict[str, Tensor] = {}
 
@@ -161,13 +142,13 @@ class FusedLinear(nn.Module):
         """Form W' again, by one product in the compute dtype; call after every change of A or B."""
         if not self.adapters:
             return
-        if self._merged is None:
-            self._merged = self.weight.detach().clone()
+        merged = self.weight.detach().clone()
         for name, rows in self.slices():
             if name in self.adapters:
                 adapter: Any = self.adapters[name]
-                b, a = adapter.lora_B.to(self._merged.dtype), adapter.lora_A.to(self._merged.dtype)
-                torch.addmm(self.weight[rows], b, a, alpha=adapter.scaling, out=self._merged[rows])
+                b, a = adapter.lora_B.to(merged.dtype), adapter.lora_A.to(merged.dtype)
+                torch.addmm(self.weight[rows], b, a, alpha=adapter.scaling, out=merged[rows])
+        self._merged = Operand(merged)
 
     def pack(self) -> None:
         """Keep the weight only as inference wants it, where that pays."""
@@ -186,10 +167,10 @@ class FusedLinear(nn.Module):
             whole = torch.cat(each, dim=-1) if len(each) > 1 else each[0]
             return whole if self.bias is None else whole + self.bias
         if not self.adapters:
-            return linear(x, self.weight, self.bias)
+            return blocked_linear(x, self.weight, self.bias)
         assert self._merged is not None, "refresh() forms the merged weight before the first forward"
         if not torch.is_grad_enabled():
-            return linear(x, self._merged, self.bias)
+            return self._merged.forward(x, self.bias)
         parts, factors = [], []
         for name, rows in self.slices():
             if name in self.adapters:

@@ -17,7 +17,8 @@ from riverrun.base.errors import IntegrityError
 from riverrun.models.attention import Attend, PackedCausal, PackedGroups, Past
 from riverrun.models.config import ModelConfig
 from riverrun.models.kernels import add_norm, attend_packed, norm, swiglu, takes_attention
-from riverrun.models.lora import Adapter, FusedLinear, PackedWeight
+from riverrun.models.lora import Adapter, FusedLinear
+from riverrun.models.products import PackedWeight
 from riverrun.models.rope import Rope, Turn, rotate
 
 __all__ = ["CausalLM"]

@@ -11,13 +11,13 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear, pad
+from torch.nn.functional import pad
 
 from riverrun.models import native
 
 __all__ = ["CHUNK_BYTES", "Head", "chunk_rows", "linear_cross_entropy", "token_logprobs"]
 
-CHUNK_BYTES = 128 << 20
+CHUNK_BYTES = 192 << 20
 STEP = 64
 SLAB = 1 << 14  # rows of the head's gradient that are added at once
 
@@ -35,10 +35,29 @@ def chunk_rows(vocabulary: int, itemsize: int) -> int:
     return max(STEP, CHUNK_BYTES // (vocabulary * itemsize) // STEP * STEP)
 
 
+class _Room:
+    """Memory of the logits that stays: pages that are fresh for every chunk cost a quarter of its time."""
+
+    def __init__(self) -> None:
+        self._held = torch.empty(0)
+
+    def take(self, rows: Tensor, vocabulary: int) -> Tensor:
+        """[rows, V] like `rows`, valid until the next call."""
+        count = rows.shape[0] * vocabulary
+        if rows.device.type != "cpu":
+            return rows.new_empty(rows.shape[0], vocabulary)
+        if self._held.dtype != rows.dtype or self._held.numel() < count:
+            self._held = rows.new_empty(count)
+        return self._held[:count].view(rows.shape[0], vocabulary)
+
+
+_room = _Room()
+
+
 def _logits(rows: Tensor, head: Tensor | Head) -> Tensor:
+    out = _room.take(rows, head.shape[0])
     if isinstance(head, Tensor):
-        return linear(rows, head)
-    out = rows.new_empty(rows.shape[0], head.shape[0])
+        return torch.mm(rows, head.t(), out=out)
     for where, slab in head.slabs():
         torch.mm(rows, slab.T, out=out[:, where]) if slab.dtype == rows.dtype else out[:, where].copy_(rows @ slab.T)
     return out
@@ -71,9 +90,17 @@ def _cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor | None, coun
     return losses
 
 
+def _up(count: int, multiple: int) -> int:
+    return -(-count // multiple) * multiple
+
+
+def _chunk_count(hidden: Tensor, head: Tensor | Head) -> int:
+    return -(-hidden.shape[0] // chunk_rows(head.shape[0], hidden.element_size()))
+
+
 def _chunks(hidden: Tensor, head: Tensor | Head) -> Iterator[tuple[slice, int, Tensor, Tensor]]:
     """(rows, their number, those rows, their logits), both padded to a multiple of `STEP`: few distinct shapes."""
-    size = chunk_rows(head.shape[0], hidden.element_size())
+    size = max(STEP, _up(-(-hidden.shape[0] // max(1, _chunk_count(hidden, head))), STEP))  # chunks of equal size
     for start in range(0, hidden.shape[0], size):
         rows = hidden[start : start + size]
         count = rows.shape[0]
@@ -108,10 +135,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, head: Tensor | Head, targets: Tensor, learns: bool) -> Tensor:
         total = torch.zeros((), dtype=torch.float64, device=hidden.device)
         grads = torch.empty_like(hidden)
-        size = chunk_rows(head.shape[0], hidden.element_size())
         d_head = None
         if learns and isinstance(head, Tensor):
-            d_head = _HeadGradient(head, -(-hidden.shape[0] // size))
+            d_head = _HeadGradient(head, _chunk_count(hidden, head))
         for where, count, rows, logits in _chunks(hidden, head):
             total += _cross_entropy(logits, targets[where], None, count).sum(dtype=torch.float64)
             grads[where] = _back(logits, head)[:count]
@@ -145,7 +171,7 @@ class _TokenLogprobs(torch.autograd.Function):
         head: Tensor | Head = ctx.head if tensor is None else tensor
         grads, d_head = torch.empty_like(hidden), None
         if tensor is not None and ctx.needs_input_grad[1]:
-            d_head = _HeadGradient(tensor, -(-hidden.shape[0] // chunk_rows(tensor.shape[0], hidden.element_size())))
+            d_head = _HeadGradient(tensor, _chunk_count(hidden, tensor))
         for where, count, rows, logits in _chunks(hidden, head):
             _cross_entropy(logits, targets[where], -upstream[0][where].contiguous(), count)
             grads[where] = _back(logits, head)[:count]

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from riverrun.models.attention import PackedCausal, grouped_attention, prefixed_attention
 from riverrun.models.cache import SlotAttend, SlotCache
-from riverrun.models.lora import FusedLinear, PackedWeight
+from riverrun.models.lora import FusedLinear
+from riverrun.models.products import PackedWeight
 from riverrun.models.transformer import CausalLM
 from tests.tiny_model import tiny_config
 

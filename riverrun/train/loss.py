@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from riverrun.models import native
+from riverrun.models.products import times, times_back
 
 __all__ = ["CHUNK_BYTES", "Head", "chunk_rows", "linear_cross_entropy", "token_logprobs"]
 
@@ -57,7 +58,7 @@ _room = _Room()
 def _logits(rows: Tensor, head: Tensor | Head) -> Tensor:
     out = _room.take(rows, head.shape[0])
     if isinstance(head, Tensor):
-        return torch.mm(rows, head.t(), out=out)
+        return times(rows, head, out)
     for where, slab in head.slabs():
         torch.mm(rows, slab.T, out=out[:, where]) if slab.dtype == rows.dtype else out[:, where].copy_(rows @ slab.T)
     return out
@@ -66,7 +67,7 @@ def _logits(rows: Tensor, head: Tensor | Head) -> Tensor:
 def _back(d_logits: Tensor, head: Tensor | Head) -> Tensor:
     """[c, V] -> gradient of the rows [c, E]."""
     if isinstance(head, Tensor):
-        return d_logits @ head
+        return times_back(d_logits, head)
     out = d_logits.new_zeros(d_logits.shape[0], head.shape[1], dtype=torch.float32)
     for where, slab in head.slabs():
         out += d_logits[:, where] @ slab

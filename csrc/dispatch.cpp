@@ -81,3 +81,11 @@ RIVERRUN_API void riverrun_adamw(int dtype, int grad_dtype, float* master, void*
     table->adamw(dtype, grad_dtype, master, weight, grad, m, v, size, rate, beta1, beta2, eps, decay, correction1,
                  correction2, grad_scale);
 }
+
+RIVERRUN_API void riverrun_adamw8bit(int dtype, int grad_dtype, float* master, void* weight, const void* grad, uint8_t* m_codes,
+                      float* m_scales, uint8_t* v_codes, float* v_scales, const float* m_table, const float* v_table,
+                      int64_t size, float rate, float beta1, float beta2, float eps, float decay, float correction1,
+                      float correction2, float grad_scale) {
+    table->adamw8bit(dtype, grad_dtype, master, weight, grad, m_codes, m_scales, v_codes, v_scales, m_table, v_table,
+                     size, rate, beta1, beta2, eps, decay, correction1, correction2, grad_scale);
+}

@@ -36,6 +36,10 @@ struct Kernels {
     void (*adamw)(int dtype, int grad_dtype, float* master, void* weight, const void* grad, float* m, float* v,
                   int64_t size, float rate, float beta1, float beta2, float eps, float decay, float correction1,
                   float correction2, float grad_scale);
+    void (*adamw8bit)(int dtype, int grad_dtype, float* master, void* weight, const void* grad, uint8_t* m_codes,
+                      float* m_scales, uint8_t* v_codes, float* v_scales, const float* m_table, const float* v_table,
+                      int64_t size, float rate, float beta1, float beta2, float eps, float decay, float correction1,
+                      float correction2, float grad_scale);
 };
 
 namespace plain { extern const Kernels kernels; }

@@ -142,9 +142,11 @@ class FusedLinear(nn.Module):
         """Form W' again, by one product in the compute dtype; call after every change of A or B."""
         if not self.adapters:
             return
-        merged = self.weight.detach().clone()
+        merged = torch.empty_like(self.weight)
         for name, rows in self.slices():
-            if name in self.adapters:
+            if name not in self.adapters:
+                merged[rows] = self.weight[rows]
+            else:
                 adapter: Any = self.adapters[name]
                 b, a = adapter.lora_B.to(merged.dtype), adapter.lora_A.to(merged.dtype)
                 torch.addmm(self.weight[rows], b, a, alpha=adapter.scaling, out=merged[rows])

@@ -48,7 +48,17 @@ TORCH = [
 """Files that may import torch at their top; a folder stands for all of its files."""
 TORCH_LATE = ["models/load.py", "serve/llm.py", "chain/quantizing.py"]
 """Files that may ask for torch when something is constructed, and for its types."""
-TORCH_FREE = ["train/__init__.py", "train/config.py"]
+TORCH_FREE = [
+    *(
+        "train/__init__.py",
+        "train/config.py",
+        "train/recipe.py",
+        "train/duration.py",
+        "train/schedule.py",
+        "train/log.py",
+    ),
+    "train/objectives/config.py",
+]
 """Files of the folders above that stay without."""
 EXTRAS_AT_TOP = ["serve/http/openai.py", "serve/http/streaming.py"]
 """Files beside those of TORCH that need an extra to be imported at all; others ask for it at construction."""

@@ -23,9 +23,11 @@ from riverrun.data.tokens import TokenRow
 from riverrun.models.io.adapter import add_adapters
 from riverrun.models.load import load_checkpoint, load_model
 from riverrun.models.transformer import CausalLM
+from riverrun.train.duration import Duration
 from riverrun.train.finetune import FinetuneConfig, compute_dtype, encode
 from riverrun.train.loop import LoopConfig, train
-from riverrun.train.objectives import supervised
+from riverrun.train.objectives.supervised import Supervised
+from riverrun.train.recipe import OptimizerConfig
 from riverrun.train.sampler import PackSampler
 
 __all__ = ["first_steps", "measure", "subset_rows", "write_subset"]
@@ -74,9 +76,9 @@ def _model(model: Path, config: FinetuneConfig) -> CausalLM:
 
 def _first_loss(lm: CausalLM, rows: Sequence[TokenRow]) -> float:
     """Mean loss over the labels of `rows` before training, row by row; compiles what the first products compile."""
-    total = 0.0
+    total, objective = 0.0, Supervised(lm)
     for row in rows:
-        loss = supervised(lm, Pack.of((row,)))
+        loss = objective(Pack.of((row,))).total
         loss.backward()  # type: ignore[no-untyped-call]
         total += float(loss.detach())
     for parameter in lm.parameters():
@@ -98,23 +100,18 @@ def measure(job: Mapping[str, Any]) -> dict[str, Any]:
         steps = sampler.steps_in_epoch(0)
     lm = _model(Path(job["model"]), config)
     first_loss = _first_loss(lm, rows[: job["first_rows"]])
+    settings = {key: getattr(config, key) for key in ("learning_rate", "schedule", "clip_norm", "weight_decay")}
     loop = LoopConfig(
-        total_steps=steps,
-        learning_rate=config.learning_rate,
-        schedule=config.schedule,
-        warmup_steps=0,
-        clip_norm=config.clip_norm,
-        betas=(0.9, 0.99),
-        weight_decay=config.weight_decay,
-        save_every=steps + 1,
-        identity="bench",
+        length=Duration(steps, "steps"),
+        optimizer=OptimizerConfig(warmup=0.0, **settings),
+        identity={"run": "bench"},
     )
     parameters: dict[str, torch.Tensor] = {name: p for name, p in lm.named_parameters() if p.requires_grad}
     with tempfile.TemporaryDirectory() as work:
         result = train(
             parameters,
             sampler,
-            lambda pack: supervised(lm, pack),
+            Supervised(lm),
             lm.refresh,
             loop,
             work=Path(work),

@@ -56,7 +56,7 @@ DETERMINISTIC = {"data": "", "plan": "", "finetune": "", "quantize": "q4-"}
 """Stages whose files are a function of their inputs, with the beginning of the names concerned. The answers of a model
 that serves several at once may differ in the last bit, the report shows the clock."""
 IN_THE_MIDDLE = {
-    "finetune": ".work/train/step-*/state.json",
+    "finetune": ".work/train/step-*/trainer_state/state.json",
     "evaluate": "records_base.jsonl",
     "quantize": ".work/made.json",
 }

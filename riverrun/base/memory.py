@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 
-__all__ = ["free_memory", "keep_freed_memory"]
+__all__ = ["free_memory", "keep_freed_memory", "resident_memory"]
 
 # parameters of mallopt(3), glibc's malloc.h
 M_TRIM_THRESHOLD = -1
@@ -39,3 +40,13 @@ def free_memory() -> int:
     except OSError:
         return 0
     return int(found) * 1024
+
+
+def resident_memory() -> int:
+    """Bytes of this process that are in memory now; 0 where /proc is missing."""
+    try:
+        with open("/proc/self/statm", encoding="ascii") as line:
+            pages = int(line.read().split()[1])
+    except OSError:
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")

@@ -1,4 +1,4 @@
-"""`riverrun`: init, run, ask, chat, serve, report, doctor, hub, models, tokenizer.
+"""`riverrun`: init, run, ask, chat, serve, report, doctor, hub, models, tokenizer, train.
 
 Only typer is imported before a sub-command is known.
 
@@ -34,6 +34,8 @@ models_app = typer.Typer(help="Look into a model, convert it, fold an adapter in
 app.add_typer(models_app, name="models")
 tokenizer_app = typer.Typer(help="Vocabularies of one's own.", no_args_is_help=True)
 app.add_typer(tokenizer_app, name="tokenizer")
+train_app = typer.Typer(help="Pre-training and fine-tuning by a recipe.", no_args_is_help=True)
+app.add_typer(train_app, name="train")
 
 
 @contextmanager
@@ -389,6 +391,21 @@ def tokenizer_train(
         from riverrun.cli.models import train_command
 
         train_command(paths, vocab_size, out, special or [], digits, sample, against)
+
+
+@train_app.command("run")
+def train_run(
+    recipe: Annotated[Path, typer.Argument(help="recipe.yaml, or the folder that holds it.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="Changes to the recipe: key.sub=value ...")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run; runs/NAME unless given.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be trained; read no weights.")] = False,
+    progress: Annotated[str, typer.Option(help="auto, bar, lines, json or quiet.")] = "auto",
+) -> None:
+    """Train by a recipe; the same command goes on where a run was stopped."""
+    with _errors():
+        from riverrun.cli.train import run_command
+
+        run_command(recipe, overrides or [], out=out, dry_run=dry_run, progress=progress)
 
 
 def main() -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import threading
+from collections import OrderedDict
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Protocol
 
 from riverrun.data.packing import Pack, PackStats, plan_epoch
 from riverrun.data.tokens import TokenRow
 
-__all__ = ["PackSampler"]
+__all__ = ["PackSampler", "Prefetch"]
 
 
 class PackSampler:
@@ -26,12 +30,16 @@ class PackSampler:
         )
         self._epoch: tuple[int, list[Pack]] = (-1, [])
         self._steps: dict[int, int] = {}  # of every epoch asked for: seeking plans no epoch twice
+        self._lock = threading.RLock()  # several threads may ask
 
     def epoch_packs(self, epoch: int) -> list[Pack]:
-        if self._epoch[0] != epoch:
-            packs = plan_epoch(self.rows, micro_tokens=self.micro_tokens, seed=self.seed, epoch=epoch, share=self.share)
-            self._epoch = (epoch, packs)
-        return self._epoch[1]
+        with self._lock:
+            if self._epoch[0] != epoch:
+                packs = plan_epoch(
+                    self.rows, micro_tokens=self.micro_tokens, seed=self.seed, epoch=epoch, share=self.share
+                )
+                self._epoch = (epoch, packs)
+            return self._epoch[1]
 
     def steps_in_epoch(self, epoch: int) -> int:
         if epoch not in self._steps:
@@ -53,3 +61,34 @@ class PackSampler:
             epoch += 1
         packs = self.epoch_packs(epoch)
         return packs[step * self.packs_per_step : (step + 1) * self.packs_per_step]
+
+
+class _Batches(Protocol):
+    def batch(self, step: int) -> list[Pack]: ...
+
+
+class Prefetch:
+    """The same batches, each prepared in a thread while the steps before are computed.
+
+    What a step sees does not depend on the number of threads: a batch is a function of its step.
+    """
+
+    def __init__(self, batches: _Batches, workers: int, *, ahead: int = 2) -> None:
+        self._batches, self._ahead = batches, max(ahead, workers)
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="packs") if workers else None
+        self._coming: OrderedDict[int, Future[list[Pack]]] = OrderedDict()
+
+    def batch(self, step: int) -> list[Pack]:
+        if self._pool is None:
+            return self._batches.batch(step)
+        for other in [each for each in self._coming if not step <= each <= step + self._ahead]:
+            self._coming.pop(other).cancel()
+        for each in range(step, step + self._ahead + 1):
+            if each not in self._coming:
+                self._coming[each] = self._pool.submit(self._batches.batch, each)
+        return self._coming.pop(step).result()
+
+    def close(self) -> None:
+        """Stop the threads."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)

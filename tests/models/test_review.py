@@ -16,6 +16,7 @@ import tokenizers
 import torch
 from tokenizers import decoders, models
 
+from riverrun.base.artifacts import digest_json
 from riverrun.base.errors import ConfigError, InputError, IntegrityError, RiverrunError, UnsupportedError
 from riverrun.base.protocols import Request
 from riverrun.base.types import Message, SamplingParams
@@ -197,27 +198,34 @@ def test_a_stream_closed_before_it_is_read_is_aborted(model: LLM) -> None:
 
 def test_old_checkpoints_do_not_displace_those_of_a_new_run(tmp_path: Path) -> None:
     from riverrun.base.progress import Progress
+    from riverrun.train.duration import Duration
     from riverrun.train.loop import LoopConfig, train
+    from riverrun.train.objectives import Loss
+    from riverrun.train.optim import Optimizer
+    from riverrun.train.recipe import OptimizerConfig
+
+    class Square:
+        name = "square"
+
+        def count(self, batch: object) -> int:
+            return 1
+
+        def __call__(self, batch: object) -> Loss:
+            return Loss((weight**2).sum())
 
     weight = torch.nn.Parameter(torch.ones(2))
+    settings = OptimizerConfig(learning_rate=0.1, schedule="constant", warmup=0.0)
     for step in (80, 100):
-        optimizer = torch.optim.AdamW([weight])
-        weight.grad = torch.ones(2)
-        optimizer.step()
-        checkpoint.save(tmp_path, step, {"w": weight}, optimizer, {"identity": "old", "losses": []})
+        optimizer = Optimizer({"w": weight}, settings)
+        optimizer.step({"w": torch.ones(2)}, 0.1)
+        checkpoint.Saver(tmp_path, background=False).save(step, {"w": weight}, optimizer, {"identity": {"run": "old"}})
     pack = type("P", (), {"label_tokens": 1, "computed_tokens": 1, "row_tokens": 1, "plain_text": False})()
     batches = type("B", (), {"batch": lambda self, step: [pack]})()
-    config = LoopConfig(5, 0.1, "constant", 0, 1.0, (0.9, 0.99), 0.0, 2, "new")
-    train(
-        {"w": weight},
-        batches,
-        lambda _: (weight**2).sum(),
-        lambda: None,
-        config,
-        work=tmp_path,
-        progress=Progress("quiet"),
+    config = LoopConfig(
+        Duration(5, "steps"), settings, {"run": "new"}, save_every=Duration(2, "steps"), discard_other=True
     )
-    saved = checkpoint.latest(tmp_path, identity="new")
+    train({"w": weight}, batches, Square(), lambda: None, config, work=tmp_path, progress=Progress("quiet"))
+    saved = checkpoint.latest(tmp_path, identity={"run": "new"})
     assert saved is not None
     assert saved.step == 4
 
@@ -225,11 +233,11 @@ def test_old_checkpoints_do_not_displace_those_of_a_new_run(tmp_path: Path) -> N
 @pytest.mark.parametrize("damage", ["no tensors", "no key"])
 def test_damaged_checkpoints_are_named(damage: str, tmp_path: Path) -> None:
     folder = tmp_path / "step-000002"
-    folder.mkdir()
-    state = {"identity": "a", "step": 2, "sha256": "0"} if damage == "no tensors" else {"identity": "a"}
-    (folder / "state.json").write_text(json.dumps(state))
+    (folder / "trainer_state").mkdir(parents=True)
+    state = {"identity": {"run": "a"}, "step": 2, "files": {"x": "0"}} if damage == "no tensors" else {"identity": {}}
+    (folder / "trainer_state" / "state.json").write_text(json.dumps(state | {"digest": digest_json(state)}))
     with pytest.raises(IntegrityError, match="step-000002"):
-        checkpoint.latest(tmp_path, identity="a")
+        checkpoint.latest(tmp_path, identity={"run": "a"})
 
 
 @pytest.mark.parametrize("line", [b'{"messages": [{"role": "robot"}]}', b'{"messages": "\xff"}'])

@@ -18,10 +18,12 @@ from riverrun.base.artifacts import digest_file, digest_json
 from riverrun.base.errors import IntegrityError, RiverrunError
 from riverrun.data.packing import Pack
 from riverrun.models.io.hf import write_weights
-from riverrun.models.transformer import CausalLM
 from riverrun.train import finetune as room
+from riverrun.train.checkpoint import STATE, TENSORS
 from riverrun.train.config import FinetuneConfig
 from riverrun.train.finetune import FinetuneResult, finetune
+from riverrun.train.objectives import Loss
+from riverrun.train.objectives.supervised import Supervised
 from tests.tiny_model import tiny_config, tiny_weights, write_rows, write_tiny
 
 CONFIG = FinetuneConfig(
@@ -54,17 +56,18 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_rows(root / "rows.jsonl", 12)
     result = run(root, "straight")
     assert result.steps > STOPPED + 1
-    calls, whole = 0, room.supervised
+    calls = 0
 
-    def ending(model: CausalLM, pack: Pack) -> torch.Tensor:
-        nonlocal calls
-        calls += 1
-        if calls > STOPPED:
-            raise Stopped
-        return whole(model, pack)
+    class Ending(Supervised):
+        def __call__(self, batch: Pack) -> Loss:
+            nonlocal calls
+            calls += 1
+            if calls > STOPPED:
+                raise Stopped
+            return super().__call__(batch)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(room, "supervised", ending)
+        patch.setattr(room, "Supervised", Ending)
         with pytest.raises(Stopped):
             run(root)
     assert sorted(path.name for path in (root / "work").iterdir()) == ["step-000004", "step-000006"]
@@ -84,7 +87,7 @@ def is_straight(root: Path) -> None:
 
 
 def edit_state(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
-    path = folder / "state.json"
+    path = folder / STATE
     state = json.loads(path.read_text())
     change(state)
     path.write_text(json.dumps(state))
@@ -92,7 +95,7 @@ def edit_state(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
 
 def edit_tensors(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:
     """A tensor file of another version of the program: whole by its sha256, other inside."""
-    path = folder / "state.safetensors"
+    path = folder / TENSORS
     tensors = load_file(path)
     change(tensors)
     path.unlink()  # `tensors` may be views of the old file
@@ -100,7 +103,7 @@ def edit_tensors(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any])
 
     def sign(state: dict[str, Any]) -> None:
         del state["digest"]
-        state["sha256"] = digest_file(path)
+        state["files"][TENSORS.as_posix()] = digest_file(path)
         state["digest"] = digest_json(state)
 
     edit_state(folder, sign)
@@ -117,31 +120,33 @@ def flip(path: Path) -> None:
     path.write_bytes(bytes(data))
 
 
-def a_parameter(tensors: dict[str, torch.Tensor]) -> str:
-    return next(name for name in sorted(tensors) if name.startswith("param/"))
+def a_moment(tensors: dict[str, torch.Tensor]) -> str:
+    return next(name for name in sorted(tensors) if name.startswith("exp_avg/"))
 
 
 DAMAGES: dict[str, Callable[[Path], Any]] = {
-    "tensors cut in half": lambda folder: cut(folder / "state.safetensors", 0.5),
-    "tensors empty": lambda folder: cut(folder / "state.safetensors", 0),
-    "tensors with one bit turned": lambda folder: flip(folder / "state.safetensors"),
-    "tensors missing": lambda folder: (folder / "state.safetensors").unlink(),
-    "state cut in half": lambda folder: cut(folder / "state.json", 0.5),
-    "state empty": lambda folder: cut(folder / "state.json", 0),
-    "state is a list": lambda folder: (folder / "state.json").write_text("[1]"),
-    "state is no text": lambda folder: (folder / "state.json").write_bytes(b"\xff\xfe{}"),
-    "state without sha256": lambda folder: edit_state(folder, lambda state: state.pop("sha256")),
+    "tensors cut in half": lambda folder: cut(folder / TENSORS, 0.5),
+    "tensors empty": lambda folder: cut(folder / TENSORS, 0),
+    "tensors with one bit turned": lambda folder: flip(folder / TENSORS),
+    "tensors missing": lambda folder: (folder / TENSORS).unlink(),
+    "state cut in half": lambda folder: cut(folder / STATE, 0.5),
+    "state empty": lambda folder: cut(folder / STATE, 0),
+    "state is a list": lambda folder: (folder / STATE).write_text("[1]"),
+    "state is no text": lambda folder: (folder / STATE).write_bytes(b"\xff\xfe{}"),
+    "state without sha256": lambda folder: edit_state(folder, lambda state: state.pop("files")),
+    "adapter cut in half": lambda folder: cut(folder / "adapter_model.safetensors", 0.5),
+    "adapter missing": lambda folder: (folder / "adapter_model.safetensors").unlink(),
     "state without step": lambda folder: edit_state(folder, lambda state: state.pop("step")),
     "state without losses": lambda folder: edit_state(folder, lambda state: state.pop("losses")),
     "state with fewer losses": lambda folder: edit_state(folder, lambda state: state["losses"].pop()),
     "state with odd losses": lambda folder: edit_state(folder, lambda state: state.update(losses=[1] * 6)),
     "state of another step": lambda folder: edit_state(folder, lambda state: state.update(step=4)),
-    "no such parameter": lambda folder: edit_tensors(folder, lambda t: t.pop(a_parameter(t))),
-    "no such moment": lambda folder: edit_tensors(
-        folder, lambda t: t.pop(a_parameter(t).replace("param/", "exp_avg_sq/"))
+    "no such moment": lambda folder: edit_tensors(folder, lambda t: t.pop(a_moment(t))),
+    "a moment of another shape": lambda folder: edit_tensors(
+        folder, lambda t: t.update({a_moment(t): torch.zeros(3, 3)})
     ),
-    "a parameter of another shape": lambda folder: edit_tensors(
-        folder, lambda t: t.update({a_parameter(t): torch.zeros(3, 3)})
+    "a moment in other numbers": lambda folder: edit_tensors(
+        folder, lambda t: t.update({a_moment(t): t[a_moment(t)].half()})
     ),
     "a tensor too many": lambda folder: edit_tensors(folder, lambda t: t.update(more=torch.zeros(1))),
 }
@@ -166,13 +171,13 @@ def test_a_damaged_checkpoint_is_named_and_doing_what_the_sentence_says_helps(da
 
 
 def no_marker(work: Path) -> None:
-    (work / "step-000006" / "state.json").unlink()
+    (work / "step-000006" / STATE).unlink()
 
 
 def left_behind(work: Path) -> None:
     """What kill -9 leaves: a folder without its marker, temporary files, and folders of other ways of writing."""
     (work / "step-000008").mkdir()
-    (work / "step-000008" / ".state.safetensors.x1.tmp").write_bytes(b"half")
+    (work / "step-000008" / ".model.safetensors.x1.tmp").write_bytes(b"half")
     shutil.copytree(work / "step-000004", work / "step-000008.incomplete")
     (work / "step-000010.incomplete").mkdir()
     (work / "step-000010.incomplete" / "state.json").write_text("{")
@@ -190,7 +195,7 @@ def test_what_was_never_finished_is_passed_over(leave: Callable[[Path], None], s
 
 def test_without_any_whole_checkpoint_it_starts_again(root: Path) -> None:
     for folder in (root / "work").iterdir():
-        (folder / "state.json").unlink()
+        (folder / STATE).unlink()
     assert run(root).resumed_from == 0
     is_straight(root)
 

@@ -14,8 +14,11 @@ from riverrun.data.tokens import TokenRow
 from riverrun.models.io.adapter import adapter_tensors, add_adapters
 from riverrun.models.transformer import CausalLM
 from riverrun.train import checkpoint
+from riverrun.train.duration import Duration
 from riverrun.train.loop import LoopConfig, train
-from riverrun.train.objectives import supervised
+from riverrun.train.objectives.supervised import Supervised
+from riverrun.train.optim import Optimizer
+from riverrun.train.recipe import OptimizerConfig
 from tests.naive_model import NaiveLlama
 from tests.tiny_model import tiny_config, tiny_weights
 
@@ -87,7 +90,7 @@ def distance(one: torch.Tensor, other: torch.Tensor) -> float:
 def test_the_gradient_of_a_pack_is_that_of_each_document_alone(changes: dict[str, object], prefix: int) -> None:
     model, documents = adapted(**changes), rows(5, shared=PREFIX)
     wanted_loss, wanted = reference(model, documents)
-    loss = supervised(model, Pack.of(documents, prefix))
+    loss = Supervised(model)(Pack.of(documents, prefix)).total
     loss.backward()  # type: ignore[no-untyped-call]
     assert float(loss.detach()) == pytest.approx(wanted_loss, rel=1e-6)
     got = gradients(model)
@@ -104,7 +107,7 @@ def test_a_token_that_is_not_learned_is_not_in_the_gradient() -> None:
     last = documents[-1]
     fewer = [documents[0], TokenRow(last.id, last.ids, (*last.learned[:-1], False))]
     _, changed = reference(model, fewer)
-    supervised(model, Pack.of(fewer, PREFIX)).backward()  # type: ignore[no-untyped-call]
+    Supervised(model)(Pack.of(fewer, PREFIX)).total.backward()  # type: ignore[no-untyped-call]
     for name, gradient in gradients(model).items():
         assert distance(gradient, changed[name]) < 1e-5, name
         assert distance(gradient, wanted[name]) > 1e-3, name
@@ -125,7 +128,9 @@ class Fixed:
 def test_micro_batches_change_neither_loss_nor_gradient(prefix: int, tmp_path: Path) -> None:
     """The gradient is read where the loop stores it: after one step AdamW's first moment is (1 - beta) times it."""
     documents = rows(8, shared=PREFIX)
-    config = LoopConfig(2, 1e-3, "constant", 0, 1e9, (0.9, 0.99), 0.0, 1, "same")
+    settings = OptimizerConfig(learning_rate=1e-3, schedule="constant", warmup=0.0, clip_norm=1e9)
+    every = Duration(1, "steps")
+    config = LoopConfig(Duration(2, "steps"), settings, {"run": "same"}, save_every=every)
     results = {}
     for count in (1, 2, 4):
         model = adapted()
@@ -137,18 +142,18 @@ def test_micro_batches_change_neither_loss_nor_gradient(prefix: int, tmp_path: P
         done = train(
             parameters,
             Fixed(packs),
-            lambda pack, model=model: supervised(model, pack),
+            Supervised(model),
             model.refresh,
             config,
             work=work,
             progress=Progress("quiet"),
         )
-        moments = torch.optim.AdamW(list(parameters.values()))
-        saved = checkpoint.latest(work, identity="same")
+        moments = Optimizer(parameters, settings)
+        saved = checkpoint.latest(work, identity={"run": "same"})
         assert saved is not None
         assert saved.step == 1
         checkpoint.restore(saved, parameters, moments)
-        gradient = torch.cat([moments.state[p]["exp_avg"].flatten() / 0.1 for p in parameters.values()])
+        gradient = torch.cat([moments.tensors()[f"exp_avg/{name}"].flatten() / 0.1 for name in parameters])
         results[count] = (done.losses[0]["loss"], done.losses[0]["grad_norm"], gradient)
     loss, norm, gradient = results[1]
     assert float(gradient.norm()) == pytest.approx(norm, rel=1e-5)

@@ -21,7 +21,7 @@ from riverrun.models.load import load_checkpoint, load_model
 from riverrun.train.config import FinetuneConfig
 from riverrun.train.finetune import encode, finetune
 from riverrun.train.loss import linear_cross_entropy
-from riverrun.train.objectives import supervised
+from riverrun.train.objectives.supervised import Supervised
 from riverrun.train.sampler import PackSampler
 from riverrun.train.schedule import factor
 from tests.tiny_model import write_rows, write_tiny
@@ -58,8 +58,8 @@ def test_schedules() -> None:
     assert rates == sorted(rates[:2]) + sorted(rates[2:], reverse=True)
     assert factor("constant", 9, 10, 0) == 1.0
     assert factor("cosine", 5, 10, 0) == pytest.approx(0.5)
-    with pytest.raises(ConfigError, match="'wsd' is not one of constant, cosine, linear"):
-        factor("wsd", 0, 1, 0)
+    with pytest.raises(ConfigError, match="'wds' is not one of constant, cosine, linear, wsd"):
+        factor("wds", 0, 1, 0)
 
 
 ROWS = st.lists(
@@ -115,7 +115,7 @@ def test_sharing_a_prefix_and_accumulating_change_no_gradient(tmp_path: Path) ->
         packs = plan_epoch(rows, micro_tokens=micro, seed=0, epoch=0, share=share)
         assert bool(packs[0].groups[0].prefix) == share
         for pack in packs:
-            (supervised(model, pack) / sum(row.label_tokens for row in rows)).backward()
+            (Supervised(model)(pack).total / sum(row.label_tokens for row in rows)).backward()
         return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
     base = gradient(False, 2048)
@@ -149,7 +149,9 @@ def test_training_goes_on_from_an_adapter(tmp_path: Path) -> None:
     load_adapter(model, start)
     model.refresh()
     packs = PackSampler(encode(rows, opened, SMALL).rows, micro_tokens=256, packs_per_step=1, seed=0).batch(0)
-    loss = sum(float(supervised(model, pack).detach()) for pack in packs) / sum(pack.label_tokens for pack in packs)
+    loss = sum(float(Supervised(model)(pack).total.detach()) for pack in packs) / sum(
+        pack.label_tokens for pack in packs
+    )
     assert second.losses[0] == loss, "step 0 is the adapter itself"
     assert second.losses[0] < 0.8 * first.losses[0]
     assert second.losses[-1] < first.losses[-1]
@@ -183,7 +185,7 @@ def test_killed_in_the_middle_it_ends_with_the_same_bytes(tmp_path: Path) -> Non
     assert start("straight").wait() == 0
     process = start("killed")
     work = tmp_path / "killed-work"
-    while process.poll() is None and not list(work.glob("step-*/state.json")):
+    while process.poll() is None and not list(work.glob("step-*/trainer_state/state.json")):
         pass  # the checkpoint's marker is the event; it comes or the process ends
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL, "it ended before it could be killed"

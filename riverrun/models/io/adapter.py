@@ -17,7 +17,7 @@ from riverrun.models.io.layouts import split_parts
 from riverrun.models.lora import Init
 from riverrun.models.transformer import CausalLM
 
-__all__ = ["adapter_tensors", "add_adapters", "load_adapter", "save_adapter"]
+__all__ = ["adapter_config", "adapter_tensors", "add_adapters", "load_adapter", "save_adapter", "write_adapter"]
 
 _PREFIX = "base_model.model."
 # Options of PEFT that change what an adapter computes, and the value that means "not used".
@@ -84,12 +84,12 @@ def adapter_tensors(model: CausalLM) -> dict[str, Tensor]:
     return out
 
 
-def save_adapter(model: CausalLM, folder: Path, *, base: str = "") -> None:
-    """Write the adapters so that PEFT loads them; `base` names the base model."""
+def adapter_config(model: CausalLM, *, base: str = "") -> dict[str, Any]:
+    """What `adapter_config.json` says of the model's adapters; `base` names the base model."""
     adapters = [(part, adapter) for _, matrix in model.linears() for part, adapter in matrix.adapters.items()]
-    assert adapters, "save_adapter needs a model with adapters"
+    assert adapters, "adapter_config needs a model with adapters"
     first: Any = adapters[0][1]
-    config = {
+    return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base,
@@ -102,13 +102,20 @@ def save_adapter(model: CausalLM, folder: Path, *, base: str = "") -> None:
         "use_rslora": first.rslora,
         "use_dora": False,
     }
+
+
+def write_adapter(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Write both files of an adapter so that PEFT loads them."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "adapter_config.json", config)
+    write_json(folder / "adapter_config.json", dict(config))
     serialize = require("safetensors.torch", extra="serve").save
     with atomic_file(folder / "adapter_model.safetensors", "wb") as handle:
-        handle.write(
-            serialize({k: v.contiguous() for k, v in adapter_tensors(model).items()}, metadata={"format": "pt"})
-        )
+        handle.write(serialize({k: v.contiguous() for k, v in tensors.items()}, metadata={"format": "pt"}))
+
+
+def save_adapter(model: CausalLM, folder: Path, *, base: str = "") -> None:
+    """Write the adapters so that PEFT loads them; `base` names the base model."""
+    write_adapter(folder, adapter_config(model, base=base), adapter_tensors(model))
 
 
 def load_adapter(model: CausalLM, folder: Path) -> None:

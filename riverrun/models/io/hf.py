@@ -25,7 +25,16 @@ from riverrun.models.io.names import is_constant, plain_name, stored_names
 from riverrun.models.io.safetensors import Entry, SafetensorsFile, write_safetensors
 from riverrun.models.quantized import quantize_groups, quantize_rows
 
-__all__ = ["SHARD_BYTES", "SHARD_INDEX", "Weights", "read_weights", "write_quantized", "write_weights"]
+__all__ = [
+    "SHARD_BYTES",
+    "SHARD_INDEX",
+    "Weights",
+    "load_tensors",
+    "read_weights",
+    "save_tensors",
+    "write_quantized",
+    "write_weights",
+]
 
 SHARD_INDEX = "model.safetensors.index.json"
 SHARD_BYTES = 5_000_000_000
@@ -194,14 +203,23 @@ def raw_bytes(tensor: Tensor) -> memoryview:
     return memoryview(values)
 
 
+def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write named tensors as one safetensors file, one after another, whole or not at all."""
+    entries = [Entry(name, _NAMES[tensor.dtype], tuple(tensor.shape)) for name, tensor in tensors.items()]
+    entries.sort(key=lambda entry: (-(entry.nbytes // max(1, _count(entry))), entry.name))
+    write_safetensors(path, entries, (raw_bytes(tensors[e.name]) for e in entries), {"format": "pt"})
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of one safetensors file by name."""
+    file = SafetensorsFile(path)
+    return {name: _tensor(file, entry) for name, entry in file.entries.items()}
+
+
 def _save(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "config.json", dict(config))
-    entries = [Entry(name, _NAMES[tensor.dtype], tuple(tensor.shape)) for name, tensor in tensors.items()]
-    entries.sort(key=lambda entry: (-(entry.nbytes // max(1, _count(entry))), entry.name))
-    write_safetensors(
-        folder / "model.safetensors", entries, (raw_bytes(tensors[e.name]) for e in entries), {"format": "pt"}
-    )
+    save_tensors(folder / "model.safetensors", tensors)
 
 
 def _count(entry: Entry) -> int:

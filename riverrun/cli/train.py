@@ -1,0 +1,59 @@
+"""`riverrun train run`: a recipe, what it would do, what it did."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import cast, get_args
+
+from riverrun.base.errors import InputError, nearest
+from riverrun.base.progress import Mode, Progress
+
+__all__ = ["run_command"]
+
+
+def run_command(recipe: Path, overrides: Sequence[str], *, out: Path | None, dry_run: bool, progress: str) -> None:
+    if progress not in get_args(Mode):
+        raise InputError(f"--progress {progress}: no such form.{nearest(progress, get_args(Mode))}")
+    from riverrun.train.recipe import load_recipe
+
+    config = load_recipe(recipe, tuple(overrides))
+    if dry_run:
+        print(_preview(config))
+        return
+    from riverrun.base.memory import keep_freed_memory
+    from riverrun.train.run import train_recipe
+
+    keep_freed_memory()
+    news = Progress(cast(Mode, progress))
+    name = recipe.parent.name if recipe.name == "recipe.yaml" else recipe.stem
+    folder = out or Path("runs") / name
+    done = train_recipe(config, folder, progress=news)
+    if done.status != "done":
+        news.say(f"{done.status} at step {done.steps}: the same command goes on from there")
+        return
+    speed = done.row_tokens / max(1e-9, done.seconds)
+    news.say(
+        f"{done.folder}: {done.steps} steps, loss {done.losses[0]:.4f} to {done.losses[-1]:.4f}, {speed:.0f} tokens/s, "
+        f"peak {done.peak_bytes / 1e9:.2f} GB"
+    )
+
+
+def _preview(config: object) -> str:
+    """The resolved recipe and the work it is."""
+    import yaml
+
+    from riverrun.train.recipe import TrainConfig
+    from riverrun.train.run import prepare
+
+    assert isinstance(config, TrainConfig)
+    ready = prepare(config)
+    stats = ready.sampler.stats(1)
+    lines = [yaml.safe_dump(ready.resolved.config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)]
+    lines += [*ready.resolved.notes, f"length: {ready.length}; an epoch is {ready.sampler.steps_in_epoch(0)} steps"]
+    lines.append(
+        f"rows: {stats.rows} in {stats.packs} packs, {stats.row_tokens} tokens ({stats.label_tokens} learned, "
+        f"{stats.computed_tokens} computed), {len(ready.rows.dropped)} left out"
+    )
+    lines += [f"  {row}: {reason}" for row, reason in ready.rows.dropped[:5]]
+    return "\n".join(lines)

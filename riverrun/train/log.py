@@ -1,0 +1,45 @@
+"""What a training says while it runs: JSON lines always, TensorBoard's event files where asked for. No torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from riverrun.base.artifacts import write_text
+from riverrun.train.eventfile import EventFile
+
+__all__ = ["TrainLog"]
+
+
+class TrainLog:
+    """`path` has one JSON object a line: {"event": "step" | "eval" | "sample" | ..., "step": finished steps, ...}."""
+
+    def __init__(self, path: Path, *, tensorboard: Path | None = None) -> None:
+        """`tensorboard`: folder for its event files."""
+        self.path, self._folder = path, tensorboard
+        self._events: EventFile | None = None
+
+    def begin(self, step: int) -> None:
+        """Start, or go on behind finished step `step`: lines of later steps are taken out."""
+        kept = []
+        if step and self.path.is_file():
+            for line in self.path.read_text(encoding="utf-8").splitlines():
+                try:
+                    if int(json.loads(line)["step"]) <= step:
+                        kept.append(line + "\n")
+                except (ValueError, KeyError, TypeError):
+                    continue  # a line that was being written when the process ended
+        write_text(self.path, "".join(kept))
+        if self._folder is not None:
+            self._events = EventFile(self._folder)
+
+    def write(self, event: str, step: int, values: Mapping[str, Any]) -> None:
+        line = {"event": event, "step": step, **values}
+        with open(self.path, "a", encoding="utf-8") as handle:
+            handle.write(json.dumps(line, ensure_ascii=False, default=str) + "\n")
+        if self._events is not None:
+            group = f"{event}/{values['name']}" if "name" in values else event
+            numbers = {key: value for key, value in values.items() if isinstance(value, int | float)}
+            self._events.scalars(step, {f"{group}/{key}": float(value) for key, value in numbers.items()})

@@ -1,0 +1,271 @@
+"""A recipe from its rows to its result: read, resolve, build, train, write.
+
+out/adapter or out/model    PEFT adapter, or a model folder with tokenizer and template
+out/train.jsonl             a line for each step, evaluation and sample
+out/resolved.yaml           the recipe without `auto`
+out/result.json             what was done; written last
+out/work                    checkpoints and the stop file while it runs
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from riverrun.base.artifacts import digest_file, digest_json, write_json, write_text
+from riverrun.base.progress import Progress
+from riverrun.models.load import Checkpoint
+from riverrun.train.build import Trained, build, compute_dtype, model_digest, open_model
+from riverrun.train.duration import Duration
+from riverrun.train.flops import pack_flops
+from riverrun.train.log import TrainLog
+from riverrun.train.loop import Hooks, LoopConfig, LoopResult, peak_bytes, train
+from riverrun.train.objectives import make_objective
+from riverrun.train.probe import matmul_rate
+from riverrun.train.recipe import TrainConfig
+from riverrun.train.rows import LoadedRows, load_rows
+from riverrun.train.sampler import PackSampler, Prefetch
+from riverrun.train.validate import Validation, continue_greedily
+
+__all__ = ["Resolved", "TrainResult", "identity_of", "prepare", "resolve", "train_recipe"]
+
+MICRO_TOKENS = 2048
+_FREE = {
+    "data": {"validation", "workers"},
+    "run": {
+        *("save_every", "save_async", "keep_last", "keep_every", "eval_every", "prompts", "prompt_tokens"),
+        *("time_limit", "tensorboard"),
+    },
+}
+"""Keys that change no weight: a checkpoint may be continued with others."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """A recipe without `auto`, and a sentence for each value that was chosen."""
+
+    config: TrainConfig
+    dtype: torch.dtype
+    micro_tokens: int
+    notes: tuple[str, ...] = ()
+
+    @property
+    def method(self) -> str:
+        return self.config.method.name
+
+
+@dataclass(frozen=True, slots=True)
+class TrainResult:
+    """What a run did; `folder` holds the weights when `status` is done."""
+
+    status: str
+    folder: Path | None
+    steps: int
+    losses: list[float]
+    row_tokens: int
+    label_tokens: int
+    seconds: float
+    peak_bytes: int
+    resumed_from: int
+    dropped: list[tuple[str, str]] = field(default_factory=list)
+
+
+def resolve(config: TrainConfig, opened: Checkpoint) -> Resolved:
+    """Choose what the recipe leaves to the machine, before any weight is read."""
+    notes = []
+    method = config.method.name
+    if method == "auto":
+        method = "full" if config.model.new else "lora"
+        why = "a new model is trained whole" if config.model.new else "the base keeps its weights"
+        notes.append(f"method {method}: {why}")
+    dtype = compute_dtype(config.run.dtype)
+    name = str(dtype).removeprefix("torch.")
+    if config.run.dtype == "auto":
+        has = "multiplies" if dtype == torch.bfloat16 else "has no product of"
+        notes.append(f"run.dtype {name}: this machine {has} bfloat16")
+    given = config.batch.micro_tokens
+    micro = given if isinstance(given, int) else 0
+    if not micro:
+        micro = max(64, min(MICRO_TOKENS, config.batch.global_tokens))
+        notes.append(f"batch.micro_tokens {micro}: at most {MICRO_TOKENS}, and no more than a step takes")
+    done = config.model_copy(
+        update={
+            "method": config.method.model_copy(update={"name": method}),
+            "run": config.run.model_copy(update={"dtype": name}),
+            "batch": config.batch.model_copy(update={"micro_tokens": micro}),
+        }
+    )
+    return Resolved(done, dtype, micro, tuple(notes))
+
+
+def identity_of(resolved: Resolved, opened: Checkpoint) -> dict[str, Any]:
+    """What makes a training this one: digests of model and data, and every key that changes a weight."""
+    dump = resolved.config.model_dump(mode="json")
+    sources = dump["data"].pop("train")
+    identity: dict[str, Any] = {"model": model_digest(opened, resolved.config.model)}
+    for index, source in enumerate(sources):
+        path = Path(source.pop("path"))
+        identity[f"data.train.{index}"] = digest_json([digest_file(path), source])
+    del dump["model"]
+    for section, values in dump.items():
+        free = _FREE.get(section, set())
+        identity |= {f"{section}.{key}": value for key, value in values.items() if key not in free}
+    return identity
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Everything before the weights: what --dry-run shows."""
+
+    opened: Checkpoint
+    resolved: Resolved
+    rows: LoadedRows
+    sampler: PackSampler
+
+    @property
+    def length(self) -> Duration:
+        """Of the run, without epochs."""
+        own = self.resolved.config.run.length
+        if own.unit != "epochs":
+            return own
+        whole = int(own.amount)
+        steps = self.sampler.total_steps(whole) + round((own.amount - whole) * self.sampler.steps_in_epoch(whole))
+        return Duration(float(max(1, steps)), "steps")
+
+    def period(self, own: Duration | None) -> Duration | None:
+        """How often, without epochs."""
+        return own.in_steps(self.sampler.steps_in_epoch(0)) if own else None
+
+
+def prepare(config: TrainConfig) -> Prepared:
+    """Open the model, resolve, read the rows; no weight is read."""
+    opened = open_model(config.model)
+    resolved = resolve(config, opened)
+    own = resolved.config
+    rows = load_rows(own, opened, micro_tokens=resolved.micro_tokens)
+    sampler = PackSampler(
+        rows.train,
+        micro_tokens=resolved.micro_tokens,
+        packs_per_step=-(-own.batch.global_tokens // resolved.micro_tokens),
+        seed=own.run.seed,
+        share=own.data.share_prefix,
+    )
+    return Prepared(opened, resolved, rows, sampler)
+
+
+def train_recipe(config: TrainConfig, out: Path, *, progress: Progress | None = None) -> TrainResult:
+    """Train into `out`. The same call goes on from the last checkpoint, or gives the stored result of a finished run.
+
+    InputError when `out` holds another training.
+    """
+    progress = progress or Progress("quiet")
+    ready = prepare(config)
+    own = ready.resolved.config
+    identity = identity_of(ready.resolved, ready.opened)
+    if (finished := _finished(out, identity)) is not None:
+        return finished
+    log = TrainLog(out / "train.jsonl", tensorboard=out / "tensorboard" if own.run.tensorboard else None)
+    write_text(out / "resolved.yaml", yaml.safe_dump(own.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+    for note in ready.resolved.notes:
+        progress.say(note)
+    trained = build(own, ready.opened, ready.resolved.method, ready.resolved.dtype)
+    objective = make_objective(trained.model, own.objective)
+    batches = Prefetch(ready.sampler, own.data.workers)
+    try:
+        result = train(
+            trained.parameters,
+            batches,
+            objective,
+            trained.model.refresh,
+            _loop_config(ready, identity),
+            work=out / "work",
+            progress=progress,
+            hooks=_hooks(ready, trained, log),
+        )
+    finally:
+        batches.close()
+    return _close(ready, trained, result, out, identity)
+
+
+def _loop_config(ready: Prepared, identity: Mapping[str, Any]) -> LoopConfig:
+    own = ready.resolved.config
+    return LoopConfig(
+        length=ready.length,
+        optimizer=own.optimizer,
+        identity=identity,
+        seed=own.run.seed,
+        save_every=ready.period(own.run.save_every),
+        save_async=own.run.save_async,
+        keep_last=own.run.keep_last,
+        keep_every=own.run.keep_every,
+        eval_every=ready.period(own.run.eval_every),
+        time_limit=own.run.time_limit,
+        skip_nonfinite=own.run.skip_nonfinite,
+        loss_scaling=ready.resolved.dtype == torch.float16,
+        peak_flops=matmul_rate(ready.resolved.dtype),
+        lora_plus=own.method.lora_plus,
+    )
+
+
+def _hooks(ready: Prepared, trained: Trained, log: TrainLog) -> Hooks:
+    own, tokenizer, model = ready.resolved.config, ready.opened.tokenizer, trained.model
+    held_out = Validation(model, tokenizer, ready.rows.validation, micro_tokens=ready.resolved.micro_tokens)
+
+    def evaluate(step: int) -> Sequence[tuple[str, Mapping[str, Any]]]:
+        lines: list[tuple[str, Mapping[str, Any]]] = [("eval", row) for row in held_out.measure()]
+        for prompt in own.run.prompts:
+            text = continue_greedily(model, tokenizer, prompt, tokens=own.run.prompt_tokens)
+            lines.append(("sample", {"prompt": prompt, "text": text}))
+        return lines
+
+    flops = pack_flops(model.config, lora_parameters=trained.lora_parameters)
+    return Hooks(files=trained.files, parts=trained.parts, log=log, evaluate=evaluate, flops=flops)
+
+
+def _close(
+    ready: Prepared, trained: Trained, result: LoopResult, out: Path, identity: Mapping[str, Any]
+) -> TrainResult:
+    """Write the weights and, last, what was done."""
+    folder = None
+    if result.status == "done":
+        folder = out / ("model" if ready.resolved.method == "full" else "adapter")
+        trained.files.snapshot(copy=False)(folder)
+    done = TrainResult(
+        status=result.status,
+        folder=folder,
+        steps=len(result.losses),
+        losses=[row["loss"] for row in result.losses],
+        row_tokens=result.row_tokens,
+        label_tokens=result.label_tokens,
+        seconds=result.seconds,
+        peak_bytes=peak_bytes(),
+        resumed_from=result.resumed_from,
+        dropped=ready.rows.dropped,
+    )
+    if folder:
+        kept = {name: getattr(done, name) for name in TrainResult.__slots__ if name != "folder"}
+        write_json(out / "result.json", kept | {"weights": folder.name, "identity": digest_json(identity)})
+        if not ready.resolved.config.run.keep_every:
+            shutil.rmtree(out / "work", ignore_errors=True)
+    return done
+
+
+def _finished(out: Path, identity: Mapping[str, Any]) -> TrainResult | None:
+    """The result of this very training when it stands in `out`."""
+    path = out / "result.json"
+    if not path.is_file():
+        return None
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    if stored.pop("identity") != digest_json(identity):
+        from riverrun.base.errors import InputError
+
+        raise InputError(f"{out} holds the result of another training: give another --out, or delete it")
+    weights = out / stored.pop("weights")
+    return TrainResult(folder=weights, **stored | {"dropped": [tuple(each) for each in stored["dropped"]]})

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
 from riverrun.base.errors import IntegrityError
+from riverrun.models import native
 from riverrun.models.lora import FusedLinear
 from riverrun.train.eightbit import LEAST, adamw8bit_, empty_state
 from riverrun.train.recipe import OptimizerConfig
@@ -146,6 +147,11 @@ class Optimizer:
                 continue
             value = weight.value()
             before = value.clone() if watch else None
+            if weight.rule == "adamw" and "master" in weight.state and native.fits(value) and native.fits(gradient):
+                self._fused(weight, gradient, rate * weight.ratio, scale)
+                if before is not None and torch.equal(before, value):
+                    same.append(weight.name)
+                continue
             gradient = gradient.to(value.dtype)
             self._update(weight, value, gradient.mul_(scale) if scale != 1.0 else gradient, rate * weight.ratio)
             if before is not None and torch.equal(before, value):
@@ -197,6 +203,26 @@ class Optimizer:
             eps=self.config.eps,
             maximize=False,
         )
+
+    def _fused(self, weight: _Weight, gradient: Tensor, rate: float, scale: float) -> None:
+        """AdamW of a master by a gradient as it came, rounded into the weight in the same pass."""
+        state, (first, second) = weight.state, self.config.betas
+        target = weight.tensor if native.fits(weight.tensor) and weight.tensor.is_contiguous() else None
+        native.call(
+            "adamw",
+            native.dtype_code(target if target is not None else state["master"]),
+            native.dtype_code(gradient),
+            state["master"],
+            target,
+            gradient.contiguous(),
+            state["exp_avg"],
+            state["exp_avg_sq"],
+            gradient.numel(),
+            *(rate, first, second, self.config.eps, weight.decay),
+            *(1.0 - first ** (self.updates + 1), 1.0 - second ** (self.updates + 1), scale),
+        )
+        if target is None:
+            weight.tensor.copy_(state["master"])
 
     def _muon(self, weight: _Weight, value: Tensor, gradient: Tensor, rate: float) -> None:
         """Nesterov momentum, orthogonalised part by part: q, k and v are matrices of their own."""

@@ -228,7 +228,7 @@ class TrainConfig(Config):
 
 
 def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> TrainConfig:
-    """Read `path` (or `path/recipe.yaml`); data paths are made relative to its folder."""
+    """Read `path` (or `path/recipe.yaml`); paths of files are relative to its folder."""
     file = path / "recipe.yaml" if path.is_dir() else path
     config = load_config(TrainConfig, file, overrides)
     here = file.parent
@@ -236,7 +236,12 @@ def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> TrainConfig:
     def placed(sources: tuple[SourceConfig, ...]) -> tuple[SourceConfig, ...]:
         return tuple(source.model_copy(update={"path": here / source.path}) for source in sources)
 
-    data = config.data.model_copy(
-        update={"train": placed(config.data.train), "validation": placed(config.data.validation)}
-    )
-    return config.model_copy(update={"data": data})
+    def beside(name: str) -> str:
+        """A path where there is one; names of the catalogue stay."""
+        return str(here / name) if name and (here / name).exists() else name
+
+    own = config.model
+    new = own.new | {"vocab": beside(str(own.new["vocab"]))} if own.new else {}
+    model = own.model_copy(update={"path": beside(own.path), "adapter": beside(own.adapter), "new": new})
+    sources = {"train": placed(config.data.train), "validation": placed(config.data.validation)}
+    return config.model_copy(update={"model": model, "data": config.data.model_copy(update=sources)})

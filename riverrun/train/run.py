@@ -20,6 +20,7 @@ import torch
 import yaml
 
 from riverrun.base.artifacts import digest_file, digest_json, write_json, write_text
+from riverrun.base.errors import InputError
 from riverrun.base.progress import Progress
 from riverrun.models.load import Checkpoint
 from riverrun.train.build import Trained, build, compute_dtype, model_digest, open_model
@@ -196,6 +197,7 @@ def train_recipe(config: TrainConfig, out: Path, *, progress: Progress | None = 
 
 def _loop_config(ready: Prepared, identity: Mapping[str, Any]) -> LoopConfig:
     own = ready.resolved.config
+    scaled = ready.resolved.dtype == torch.float16
     return LoopConfig(
         length=ready.length,
         optimizer=own.optimizer,
@@ -208,8 +210,10 @@ def _loop_config(ready: Prepared, identity: Mapping[str, Any]) -> LoopConfig:
         eval_every=ready.period(own.run.eval_every),
         time_limit=own.run.time_limit,
         skip_nonfinite=own.run.skip_nonfinite,
-        loss_scaling=ready.resolved.dtype == torch.float16,
-        peak_flops=matmul_rate(ready.resolved.dtype),
+        loss_scaling=scaled,
+        peak_flops=0.0
+        if scaled and not torch.cuda.is_available()
+        else matmul_rate(ready.resolved.dtype),  # float16 on a CPU is a form for tests
         lora_plus=own.method.lora_plus,
     )
 
@@ -264,8 +268,6 @@ def _finished(out: Path, identity: Mapping[str, Any]) -> TrainResult | None:
         return None
     stored = json.loads(path.read_text(encoding="utf-8"))
     if stored.pop("identity") != digest_json(identity):
-        from riverrun.base.errors import InputError
-
         raise InputError(f"{out} holds the result of another training: give another --out, or delete it")
     weights = out / stored.pop("weights")
     return TrainResult(folder=weights, **stored | {"dropped": [tuple(each) for each in stored["dropped"]]})

@@ -1,7 +1,7 @@
 """kill -9 at random moments of a training, also while it saves, and what the runs after it make of it.
 
-`python -m bench.soak.train_kill [--quick] [--json FILE]`, also `make soak-train_kill`. One run is left alone; others are
-killed again and again (20 kills in all), at seeded random moments: some in the middle of a save (a folder that ends in
+`python -m bench.soak.train_kill [--quick] [--json FILE]`, also `make soak-train_kill`. One run is left alone; others
+are killed again and again (20 in all), at seeded random moments: some in the middle of a save (a folder that ends in
 .incomplete is there), the others after a random time. Asked of them: after each kill every complete checkpoint is
 whole by its digests and none that was complete is lost before a newer one stands; the runs end with the very bytes of
 the undisturbed one.

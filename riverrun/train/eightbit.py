@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["BLOCK", "LEAST", "adamw8bit_", "dequantize", "dynamic_map", "empty_state", "quantize"]
+__all__ = ["BLOCK", "LEAST", "adamw8bit_", "dequantize", "dynamic_map", "empty_state", "kernel_state", "quantize"]
 
 BLOCK = 256
 LEAST = 4096
@@ -48,6 +48,12 @@ def empty_state(like: Tensor) -> dict[str, Tensor]:
         state[f"{name}_codes"] = torch.zeros(like.numel(), dtype=torch.uint8, device=like.device)
         state[f"{name}_scales"] = torch.zeros(blocks, dtype=torch.float32, device=like.device)
     return state
+
+
+def kernel_state(state: dict[str, Tensor]) -> list[Tensor]:
+    """The moments and the two maps in the order of the native kernel `adamw8bit`."""
+    moments = [state[f"{name}_{part}"] for name in ("exp_avg", "exp_avg_sq") for part in ("codes", "scales")]
+    return [*moments, dynamic_map(True), dynamic_map(False)]
 
 
 def quantize(values: Tensor, *, signed: bool) -> tuple[Tensor, Tensor]:

@@ -19,7 +19,7 @@ from torch.optim.adamw import adamw
 from riverrun.base.errors import IntegrityError
 from riverrun.models import native
 from riverrun.models.lora import FusedLinear
-from riverrun.train.eightbit import LEAST, adamw8bit_, empty_state
+from riverrun.train.eightbit import LEAST, adamw8bit_, empty_state, kernel_state
 from riverrun.train.recipe import OptimizerConfig
 
 __all__ = ["Optimizer", "draw_seed", "newton_schulz", "part_rows", "round_at_random"]
@@ -147,18 +147,17 @@ class Optimizer:
                 continue
             value = weight.value()
             before = value.clone() if watch else None
-            if weight.rule == "adamw" and "master" in weight.state and native.fits(value) and native.fits(gradient):
-                self._fused(weight, gradient, rate * weight.ratio, scale)
-                if before is not None and torch.equal(before, value):
-                    same.append(weight.name)
-                continue
-            gradient = gradient.to(value.dtype)
-            self._update(weight, value, gradient.mul_(scale) if scale != 1.0 else gradient, rate * weight.ratio)
+            rounded = False
+            if _has_kernel(weight, value, gradient):
+                rounded = self._by_kernel(weight, value, gradient, rate * weight.ratio, scale)
+            else:
+                gradient = gradient.to(value.dtype)
+                self._update(weight, value, gradient.mul_(scale) if scale != 1.0 else gradient, rate * weight.ratio)
             if before is not None and torch.equal(before, value):
                 same.append(weight.name)
-            if "master" in weight.state:
+            if "master" in weight.state and not rounded:
                 weight.tensor.copy_(value)
-            elif not weight.wide:
+            elif not rounded and not weight.wide:
                 weight.tensor.copy_(round_at_random(value, draw_seed(self.seed, self.updates, index)))
         for (ratio, decay, _), pairs in plain.items():
             listed = [gradient for _, gradient in pairs]
@@ -204,25 +203,21 @@ class Optimizer:
             maximize=False,
         )
 
-    def _fused(self, weight: _Weight, gradient: Tensor, rate: float, scale: float) -> None:
-        """AdamW of a master by a gradient as it came, rounded into the weight in the same pass."""
+    def _by_kernel(self, weight: _Weight, value: Tensor, gradient: Tensor, rate: float, scale: float) -> bool:
+        """AdamW in one pass by a gradient as it came; True where the weight was rounded from its master too."""
         state, (first, second) = weight.state, self.config.betas
-        target = weight.tensor if native.fits(weight.tensor) and weight.tensor.is_contiguous() else None
+        rounds = "master" in state and native.fits(weight.tensor) and weight.tensor.is_contiguous()
+        target = weight.tensor if rounds else None  # the kernel rounds the master into the weight on its way
+        moments = [state["exp_avg"], state["exp_avg_sq"]] if weight.rule == "adamw" else kernel_state(state)
         native.call(
-            "adamw",
-            native.dtype_code(target if target is not None else state["master"]),
+            weight.rule,
+            native.dtype_code(value if target is None else target),
             native.dtype_code(gradient),
-            state["master"],
-            target,
-            gradient.contiguous(),
-            state["exp_avg"],
-            state["exp_avg_sq"],
-            gradient.numel(),
+            *(value, target, gradient.contiguous(), *moments, gradient.numel()),
             *(rate, first, second, self.config.eps, weight.decay),
             *(1.0 - first ** (self.updates + 1), 1.0 - second ** (self.updates + 1), scale),
         )
-        if target is None:
-            weight.tensor.copy_(state["master"])
+        return rounds
 
     def _muon(self, weight: _Weight, value: Tensor, gradient: Tensor, rate: float) -> None:
         """Nesterov momentum, orthogonalised part by part: q, k and v are matrices of their own."""
@@ -233,6 +228,12 @@ class Optimizer:
         for rows in weight.rows or (slice(None),):
             part = value[rows]
             part.add_(newton_schulz(update[rows]).to(value.dtype), alpha=-rate * RMS * math.sqrt(max(part.shape)))
+
+
+def _has_kernel(weight: _Weight, value: Tensor, gradient: Tensor) -> bool:
+    """Where the package's own kernel pays: for plain fp32 weights torch's takes all of them in one call."""
+    own = weight.rule == "adamw8bit" or (weight.rule == "adamw" and not weight.wide)
+    return own and value.dtype == torch.float32 and native.fits(value) and native.fits(gradient)
 
 
 def _rule(chosen: str, name: str, tensor: Tensor) -> str:

@@ -174,6 +174,21 @@ def test_8_bit_adamw_is_the_published_update() -> None:
             assert torch.allclose(state[f"{name}_scales"], scales, rtol=1e-5)
 
 
+@pytest.mark.skipif(not native.available(), reason="the kernels were not built")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("master", [True, False])
+def test_8_bit_adamw_by_the_kernel_is_that_of_torch(
+    dtype: torch.dtype, master: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = {"w": drawn(LEAST // 16 + 3, 16).to(dtype)}
+    config = OptimizerConfig(name="adamw8bit", master=master, **SETTINGS)
+    ours = moved(start, config, scale=0.5)["w"].float()
+    monkeypatch.setattr(native, "fits", lambda *_: False)
+    torchs = moved(start, config, scale=0.5)["w"].float()
+    travelled = (torchs - start["w"].float()).norm()
+    assert float((ours - torchs).norm() / travelled) < (5e-3 if dtype == torch.float32 else 3e-2)
+
+
 def test_8_bit_state_is_small_and_small_tensors_keep_32_bits() -> None:
     values = {"w": drawn(LEAST // 16, 16), "small": drawn(LEAST // 16 - 1, 16)}
     tensors = Optimizer(values, OptimizerConfig(name="adamw8bit")).tensors()

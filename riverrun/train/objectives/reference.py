@@ -24,7 +24,7 @@ from riverrun.base.progress import Progress
 from riverrun.data.packing import Pack
 from riverrun.data.tokens import TokenRow
 from riverrun.models.transformer import CausalLM
-from riverrun.train.objectives._logprobs import token_logprobs
+from riverrun.train.loss import token_logprobs
 from riverrun.train.objectives.supervised import hidden_states, label_rows
 
 __all__ = [

@@ -18,7 +18,7 @@ from riverrun.base.errors import ConfigError
 from riverrun.data.packing import Group, Pack
 from riverrun.models.transformer import CausalLM
 from riverrun.train.objectives import Loss, formulas
-from riverrun.train.objectives._logprobs import token_logprobs
+from riverrun.train.loss import token_logprobs
 from riverrun.train.objectives.config import GRPOConfig, PPOConfig
 from riverrun.train.objectives.reference import ModelReference, base_weights, row_of_label, starts_at_base
 from riverrun.train.objectives.rollout import Floats, RolloutPack, pack_groups

@@ -226,7 +226,9 @@ def main() -> None:
     import trl
 
     parts = (preferences, reward, distill, grpo, ppo)
-    print(json.dumps({"trl": trl.__version__, **{part.__name__: _short(part()) for part in parts}}, separators=(",", ":")))
+    print(
+        json.dumps({"trl": trl.__version__, **{part.__name__: _short(part()) for part in parts}}, separators=(",", ":"))
+    )
 
 
 if __name__ == "__main__":

@@ -22,7 +22,9 @@ __all__ = ["PolicyModel"]
 class PolicyModel(LLM):
     """`model`, which was loaded from `path`, as a LanguageModel. Its `info.digest` is that of the start."""
 
-    def __init__(self, model: CausalLM, path: Path, *, slots: int = 32, context: int = 0, codec: str = "hermes") -> None:
+    def __init__(
+        self, model: CausalLM, path: Path, *, slots: int = 32, context: int = 0, codec: str = "hermes"
+    ) -> None:
         """`context` is the most tokens of prompt and answer; 0 takes the model's own length, at most 4096."""
         require("torch", extra="train")
         from riverrun.serve.engines.torch import TorchEngine

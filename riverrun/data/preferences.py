@@ -11,19 +11,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from riverrun.base.errors import InputError
+from riverrun.base.errors import CapacityError, InputError
 from riverrun.base.types import Message, ToolSpec
-from riverrun.data.packing import MIN_SHARED, Group
+from riverrun.data.packing import MIN_SHARED, Group, Pack
 from riverrun.data.tokens import TokenRow
 from riverrun.models.chat import ChatTemplate
 from riverrun.models.tokenizer import Tokenizer
 from riverrun.wire.codec import Codec
 
 __all__ = [
-    "Judged",
     "JudgedGroup",
     "PreferencePair",
     "completion_row",
+    "cut_groups",
     "judged_groups",
     "pair_group",
     "pair_rows",
@@ -42,17 +42,6 @@ class PreferencePair:
     @property
     def group(self) -> Group:
         return pair_group(self.chosen, self.rejected)
-
-
-@dataclass(frozen=True, slots=True)
-class Judged:
-    """One answer to a prompt, and whether it is wanted (KTO)."""
-
-    id: str
-    prompt: tuple[Message, ...]
-    completion: tuple[Message, ...]
-    desirable: bool
-    tools: tuple[ToolSpec, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,27 +121,50 @@ def pair_group(chosen: TokenRow, rejected: TokenRow) -> Group:
     return Group((chosen, rejected), _shared((chosen, rejected)))
 
 
-def judged_groups(
-    judged: Sequence[Judged], tokenizer: Tokenizer, template: ChatTemplate, codec: Codec
-) -> list[JudgedGroup]:
+def judged_groups(rows: Sequence[TokenRow], desirable: Sequence[bool]) -> list[JudgedGroup]:
     """One group an answer. The unrelated answer of its second row is that of the next row with another prompt.
 
     InputError when all prompts are equal: then there is no unrelated answer, and KTO has no estimate of its KL.
     """
+    starts = [int(np.flatnonzero(np.asarray(row.learned))[0]) for row in rows]
+    prompts = [tuple(row.ids[:start]) for row, start in zip(rows, starts, strict=True)]
+    # the next row with another prompt, for all rows in one pass from the end over the list written twice
+    following = [-1] * len(rows)
+    for place in reversed(range(2 * len(rows) - 1)):
+        here, after = place % len(rows), (place + 1) % len(rows)
+        following[here] = after if prompts[after] != prompts[here] else following[after]
     out = []
-    for place, row in enumerate(judged):
-        others = (judged[(place + step) % len(judged)] for step in range(1, len(judged)))
-        other = next((each for each in others if each.prompt != row.prompt), None)
-        if other is None:
+    for place, (row, good) in enumerate(zip(rows, desirable, strict=True)):
+        if (other := following[place]) < 0:
             raise InputError(
-                f"all {len(judged)} rows have one prompt: KTO needs answers to at least two prompts for its KL"
+                f"all {len(rows)} rows have one prompt: KTO needs answers to at least two prompts for its KL"
             )
-        pair = tuple(
-            completion_row(row.prompt, answer, tokenizer, template, codec, tools=row.tools, row_id=row.id)
-            for answer in (row.completion, other.completion)
+        answer, start = rows[other], starts[other]
+        unrelated = TokenRow(
+            f"{row.id}/unrelated",
+            (*prompts[place], *answer.ids[start:]),
+            (*row.learned[: starts[place]], *answer.learned[start:]),
         )
-        out.append(JudgedGroup(pair, _shared(pair), row.desirable))
+        out.append(JudgedGroup((row, unrelated), _shared((row, unrelated)), good))
     return out
+
+
+def cut_groups(groups: Sequence[Group], micro_tokens: int) -> list[Pack]:
+    """Groups in order into packs of at most `micro_tokens`; CapacityError for one that is longer."""
+    packs: list[list[Group]] = []
+    room = 0
+    for group in groups:
+        if group.computed_tokens > micro_tokens:
+            raise CapacityError(
+                f"row '{group.rows[0].id}' and its pair have {group.computed_tokens} tokens, "
+                f"a pack holds {micro_tokens}: raise micro_tokens or drop them"
+            )
+        if group.computed_tokens > room:
+            packs.append([])
+            room = micro_tokens
+        packs[-1].append(group)
+        room -= group.computed_tokens
+    return [Pack(tuple(each)) for each in packs]
 
 
 def _common(first: Sequence[int], second: Sequence[int]) -> int:

@@ -15,16 +15,18 @@ from riverrun.models.io.adapter import add_adapters, save_adapter
 from riverrun.models.load import load_checkpoint, load_model
 from riverrun.models.transformer import CausalLM
 from riverrun.serve.llm import LLM
-from riverrun.train.objectives.config import GRPOConfig
+from riverrun.train.objectives.config import GRPOConfig, RolloutConfig
 from riverrun.train.objectives.rewards import Problem
 from riverrun.train.objectives.rl import GRPO
-from riverrun.train.objectives.rollout import AnswerRows, RolloutConfig, Rollouts
+from riverrun.train.objectives.rollout import AnswerRows, Rollouts
 from riverrun.wire.codec import get_codec
 from tests.tiny_model import write_tiny
 from tests.train.tiny_policy import move
 
 ASKED = [
-    Request(messages=(Message.of("user", f"How much is book {n}? {'please ' * 12}"),), params=SamplingParams(max_tokens=8))
+    Request(
+        messages=(Message.of("user", f"How much is book {n}? {'please ' * 12}"),), params=SamplingParams(max_tokens=8)
+    )
     for n in range(3)
 ]
 
@@ -89,14 +91,21 @@ def test_a_task_is_learned_by_reward_alone(folder: Path) -> None:
     opened = load_checkpoint(folder)
     model = learning(folder)
     problems = [Problem(str(n), (Message.of("user", f"Book {n}?"),)) for n in range(4)]
-    config = RolloutConfig(problems=4, answers=8, max_tokens=6, seed=3)
-    objective = GRPO(model, GRPOConfig(), max_tokens=6)
+    config = GRPOConfig(rollouts=RolloutConfig(problems=4, answers=8, max_tokens=6))
+    objective = GRPO(model, config)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-2)
     seen = []
     with PolicyModel(model, folder, slots=32, context=128) as asked:
         rows = AnswerRows(opened.tokenizer, opened.template, get_codec("hermes"))
         made = Rollouts(
-            asked, problems, lambda _, text: float("e" in text), rows, objective, config, refresh=asked.refresh
+            asked,
+            problems,
+            lambda _, text: float("e" in text),
+            rows,
+            objective,
+            config.rollouts,
+            seed=3,
+            refresh=asked.refresh,
         )
         for step in range(12):
             packs = made.batch(step)

@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from riverrun.base.errors import InputError
 from riverrun.base.types import Message
-from riverrun.data.preferences import Judged, PreferencePair, completion_row, judged_groups, pair_rows, split_prompt
+from riverrun.data.preferences import PreferencePair, completion_row, judged_groups, pair_rows, split_prompt
 from riverrun.models.load import Checkpoint, load_checkpoint
 from riverrun.wire.codec import get_codec
 from tests.tiny_model import write_tiny
@@ -33,7 +32,9 @@ def parts(opened: Checkpoint) -> tuple[Any, Any, Any]:
 
 
 def learned_text(opened: Checkpoint, row: Any) -> str:
-    return opened.tokenizer.decode([i for i, flag in zip(row.ids, row.learned, strict=True) if flag], skip_special=False)
+    return opened.tokenizer.decode(
+        [i for i, flag in zip(row.ids, row.learned, strict=True) if flag], skip_special=False
+    )
 
 
 def test_only_the_answers_differ_and_only_they_are_learned(opened: Checkpoint) -> None:
@@ -100,19 +101,17 @@ def test_conversations_without_a_common_prompt_are_named() -> None:
 
 def test_judged_answers_come_with_an_unrelated_one(opened: Checkpoint) -> None:
     other = Message.of("user", "Where is the shop, and when is it open on Sundays?")
-    rows = [
-        Judged("0", (FIRST,), (said("12."),), True),
-        Judged("1", (FIRST,), (said("a lot"),), False),
-        Judged("2", (other,), (said("Here."),), True),
-    ]
-    groups = judged_groups(rows, *parts(opened))
+    talks = [(FIRST, "12."), (FIRST, "a lot"), (other, "Here.")]
+    rows = [completion_row([asked], said(text), *parts(opened), row_id=text) for asked, text in talks]
+    groups = judged_groups(rows, [True, False, True])
     assert [group.desirable for group in groups] == [True, False, True]
+    assert [group.rows[0] for group in groups] == rows
     unrelated = [learned_text(opened, group.rows[1]) for group in groups]
     # the next row's answer is to the same prompt, so the one after it is taken
     assert unrelated == ["Here.<|im_end|>", "Here.<|im_end|>", "12.<|im_end|>"]
-    for row, group in zip(rows, groups, strict=True):
-        before = opened.template.encode(opened.tokenizer, row.prompt)
+    for (asked, _), answer, group in zip(talks, (said("Here."), said("Here."), said("12.")), groups, strict=True):
+        assert group.rows[1].ids == completion_row([asked], answer, *parts(opened)).ids, "as if it had been rendered"
+        before = opened.template.encode(opened.tokenizer, [asked])
         assert all(list(each.ids[: len(before)]) == before for each in group.rows)
-        assert np.asarray(group.rows[0].learned).sum() == group.rows[0].label_tokens
     with pytest.raises(InputError, match="all 2 rows have one prompt"):
-        judged_groups(rows[:2], *parts(opened))
+        judged_groups(rows[:2], [True, False])

@@ -89,13 +89,13 @@ def test_a_full_fine_tune_keeps_the_reference_on_disk(tmp_path: Path) -> None:
     objective = DPO(model, DPOConfig(beta=0.3))
     with pytest.raises(ConfigError, match="dpo of a model without fresh adapters needs the reference"):
         objective(batch)
-    objective.prepare([batch], tmp_path, identity="a")
+    objective.prepare_reference([batch], tmp_path, identity="a")
     assert float(objective(batch).total.detach()) / 5 == pytest.approx(math.log(2), abs=1e-6)
     start = ModelReference(model).sums(batch)
     with torch.no_grad():
         model.embed_tokens.mul_(1.1)
     again = DPO(model, DPOConfig(beta=0.3))
-    again.prepare([batch], tmp_path, identity="a")
+    again.prepare_reference([batch], tmp_path, identity="a")
     assert again.reference is not None
     assert torch.equal(again.reference.sums(batch), start)
     assert not torch.allclose(ModelReference(model).sums(batch), start, atol=1e-2)
@@ -133,7 +133,9 @@ def test_objectives_are_their_formulas_on_rows_alone() -> None:
     kl = ratios[:, 1].mean().clamp(min=0)
     config = KTOConfig(beta=0.3, undesirable_weight=1.5)
     loss = of_start(policy(), KTO, config)(pack(*labelled))
-    assert float(loss.total.detach()) == pytest.approx(float(formulas.kto(ratios[:, 0], good, kl, 0.3, (1.0, 1.5)).sum()), rel=1e-4)
+    assert float(loss.total.detach()) == pytest.approx(
+        float(formulas.kto(ratios[:, 0], good, kl, 0.3, (1.0, 1.5)).sum()), rel=1e-4
+    )
     assert loss.metrics["kl"] == pytest.approx(float(kl) * 4, abs=1e-3)
 
 

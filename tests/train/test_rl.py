@@ -19,17 +19,19 @@ from riverrun.data.packing import Group
 from riverrun.data.tokens import TokenRow
 from riverrun.models.load import Checkpoint, load_checkpoint
 from riverrun.train.objectives import formulas
-from riverrun.train.objectives.config import GRPOConfig, PPOConfig
+from riverrun.train.objectives.config import GRPOConfig, PPOConfig, RolloutConfig
 from riverrun.train.objectives.reference import label_logprobs
 from riverrun.train.objectives.rewards import Problem, judge, make_reward
 from riverrun.train.objectives.rl import GRPO, PPO
-from riverrun.train.objectives.rollout import AnswerRows, RolloutConfig, RolloutPack, Rollouts, pack_groups, seed_of
+from riverrun.train.objectives.rollout import AnswerRows, RolloutPack, Rollouts, pack_groups, seed_of
 from riverrun.wire.codec import get_codec
 from tests.tiny_model import write_tiny
 from tests.train.tiny_policy import gradient, move, policy
 
 VECTORS: dict[str, Any] = json.loads((Path(__file__).parent / "trl_vectors.json").read_text())
-PROBLEMS = [Problem(str(n), (Message.of("user", f"What is {n} plus {n + 1}?"),), answer=str(2 * n + 1)) for n in range(5)]
+PROBLEMS = [
+    Problem(str(n), (Message.of("user", f"What is {n} plus {n + 1}?"),), answer=str(2 * n + 1)) for n in range(5)
+]
 
 
 @pytest.fixture(scope="module")
@@ -49,9 +51,18 @@ def guesses(request: Request) -> str:
 
 
 def rollouts(opened: Checkpoint, learner: Any, *, model: Any = None, **changes: Any) -> Rollouts:
-    config = RolloutConfig(**({"problems": 3, "answers": 4, "micro_tokens": 512, "seed": 1} | changes.pop("config", {})))
-    reward = changes.pop("reward", make_reward("exact_number"))
-    return Rollouts(model or FakeModel(guesses), PROBLEMS, reward, answer_rows(opened), learner, config, **changes)
+    config, reward = RolloutConfig(problems=3, answers=4), changes.pop("reward", make_reward("exact_number"))
+    return Rollouts(
+        model or FakeModel(guesses),
+        PROBLEMS,
+        reward,
+        answer_rows(opened),
+        learner,
+        config,
+        micro_tokens=512,
+        seed=1,
+        **changes,
+    )
 
 
 def groups(count: int = 3, answers: int = 4, seed: int = 0) -> list[Group]:
@@ -172,8 +183,8 @@ def test_problems_are_checked(opened: Checkpoint) -> None:
         Problem("x")
     with pytest.raises(InputError, match="there is no problem to learn from"):
         Rollouts(FakeModel(), [], make_reward("regex"), answer_rows(opened), GRPO(policy()), RolloutConfig())
+    twice = [Problem("1", prompt="a"), Problem("1", prompt="b")]
     with pytest.raises(InputError, match="two problems have the same id"):
-        twice = [Problem("1", prompt="a"), Problem("1", prompt="b")]
         Rollouts(FakeModel(), twice, make_reward("regex"), answer_rows(opened), GRPO(policy()), RolloutConfig())
 
 
@@ -207,8 +218,9 @@ def test_grpo_divides_as_trl_does(kind: str, kl: float, monkeypatch: pytest.Monk
     def flat(name: str) -> np.ndarray:
         return np.concatenate([np.array(row[:n]) for row, n in zip(given[name], lengths, strict=True)])
 
-    config = GRPOConfig(loss_type=kind, kl_weight=kl, clip_high=0.28, iterations=2)
-    objective = GRPO(policy(), config, max_tokens=given["max_tokens"])
+    longest = RolloutConfig(max_tokens=given["max_tokens"])
+    config = GRPOConfig(loss_type=kind, kl_weight=kl, clip_high=0.28, iterations=2, rollouts=longest)
+    objective = GRPO(policy(), config)
     monkeypatch.setattr(objective, "_rows", lambda model, pack: (None, torch.from_numpy(flat("policy"))))
     (pack,) = objective.prepare(made, np.array(given["rewards"]), 4096)
     assert pack.advantages.tolist() == pytest.approx(
@@ -269,7 +281,7 @@ def test_clipping_stops_what_has_moved_too_far() -> None:
 
 def test_a_temperature_is_that_of_what_is_learned() -> None:
     model = policy(moved=True)
-    objective = GRPO(model, GRPOConfig(iterations=2), temperature=2.0)
+    objective = GRPO(model, GRPOConfig(iterations=2, rollouts=RolloutConfig(temperature=2.0)))
     (pack,) = objective.prepare(groups(1), REWARDS[:1], 4096)
     row = pack.rows[0]
     attend = model.packed_groups([(0, [len(row.ids)])])
@@ -397,9 +409,9 @@ def test_a_problem_that_cannot_be_judged_is_named(name: str, options: dict[str, 
 
 
 def test_unknown_rewards_and_options_are_named() -> None:
-    with pytest.raises(InputError, match="unknown reward 'exact_numbers'. Did you mean 'exact_number'"):
+    with pytest.raises(InputError, match=r"unknown reward 'exact_numbers'. Did you mean 'exact_number'"):
         make_reward("exact_numbers")
-    with pytest.raises(ConfigError, match="reward 'regex': .*unexpected keyword argument 'flags'"):
+    with pytest.raises(ConfigError, match=r"reward 'regex': .*unexpected keyword argument 'flags'"):
         make_reward("regex", flags=1)
     with pytest.raises(InputError, match=r"the pattern '\(' is not a regular expression"):
         make_reward("regex", pattern="(")

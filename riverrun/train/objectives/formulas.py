@@ -129,7 +129,10 @@ def group_advantages(rewards: Tensor, scale: str = "group") -> Tensor:
 
 
 def clipped_surrogate(logprobs: Tensor, old: Tensor, advantages: Tensor, low: float, high: float) -> Tensor:
-    """-min(r A, clip(r, 1 - low, 1 + high) A) [N], r = exp(logprobs - old) (https://arxiv.org/abs/1707.06347, eq. 7)."""
+    """-min(r A, clip(r, 1 - low, 1 + high) A) [N], r = exp(logprobs - old).
+
+    https://arxiv.org/abs/1707.06347, eq. 7.
+    """
     ratio = torch.exp(logprobs - old)
     return -torch.minimum(ratio * advantages, ratio.clamp(1 - low, 1 + high) * advantages)
 
@@ -152,8 +155,9 @@ def clipped_value(values: Tensor, old: Tensor, returns: Tensor, clip: float) -> 
 
 
 def gae(rewards: Tensor, values: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
-    """(advantages, returns) [N] of ONE completion by generalised advantage estimation (https://arxiv.org/abs/1506.02438).
+    """(advantages, returns) [N] of ONE completion by generalised advantage estimation.
 
+    https://arxiv.org/abs/1506.02438, eq. 16.
     `rewards[t]` is what token t brought, `values[t]` what was expected before it; after the last token 0 is expected.
     """
     advantages = torch.zeros_like(rewards)

@@ -44,7 +44,7 @@ class _Pairs:
         if reference is None and self.needs_reference and starts_at_base(model):
             self.reference = ModelReference(model)  # its adapters are left out: no file, no second model
 
-    def prepare(
+    def prepare_reference(
         self, packs: Iterable[Pack], work: Path, *, identity: str, progress: Progress | None = None
     ) -> None:
         """Before the first step: where the start cannot be had back from the model, its log-probabilities are kept."""
@@ -66,7 +66,7 @@ class _Pairs:
         if self.reference is None:
             raise ConfigError(
                 f"{self.name} of a model without fresh adapters needs the reference's log-probabilities: "
-                "call prepare() with the first epoch's packs before training"
+                "call prepare_reference() with the first epoch's packs before training"
             )
         return policy - self.reference.sums(batch).view(-1, 2)
 
@@ -188,6 +188,4 @@ class KTO(_Pairs):
         )
         rewards = config.beta * ratios[:, 0].detach()
         signed = torch.where(desirable, rewards, -rewards)
-        return Loss(
-            losses.sum(), {"signed_reward": float(signed.sum()), "kl": float(kl) * len(judged)}
-        )
+        return Loss(losses.sum(), {"signed_reward": float(signed.sum()), "kl": float(kl) * len(judged)})

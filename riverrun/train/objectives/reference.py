@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -76,7 +76,7 @@ def base_weights(model: CausalLM) -> Iterator[None]:
 
 def starts_at_base(model: CausalLM) -> bool:
     """Whether leaving the adapters out gives the model as it is now: it has adapters, and none changes anything yet."""
-    adapters = [adapter for _, matrix in model.linears() for adapter in matrix.adapters.values()]
+    adapters: list[Any] = [adapter for _, matrix in model.linears() for adapter in matrix.adapters.values()]
     return bool(adapters) and not any(bool(adapter.lora_B.detach().any()) for adapter in adapters)
 
 

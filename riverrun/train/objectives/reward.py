@@ -122,7 +122,9 @@ def score_rows(model: CausalLM, head: Tensor, rows: Sequence[TokenRow], *, micro
 class RewardScorer:
     """Scores of conversations, rendered as they were in training."""
 
-    def __init__(self, model: CausalLM, head: Tensor, tokenizer: Tokenizer, template: ChatTemplate, codec: Codec) -> None:
+    def __init__(
+        self, model: CausalLM, head: Tensor, tokenizer: Tokenizer, template: ChatTemplate, codec: Codec
+    ) -> None:
         self.model, self.head = model, head
         self._tokenizer, self._template, self._codec = tokenizer, template, codec
 

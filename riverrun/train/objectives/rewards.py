@@ -111,7 +111,7 @@ _SAYS_NOTHING = {"title", "description", "default", "examples", "$schema", "$id"
 
 
 def matches_schema(value: Any, schema: Mapping[str, Any]) -> bool:
-    """Whether a JSON value is allowed by the part of JSON Schema that is known here; UnsupportedError names the rest."""
+    """Whether a JSON value is allowed by the part of JSON Schema known here; UnsupportedError names the rest."""
     checks: dict[str, Callable[[Any], bool]] = {
         "type": lambda wanted: any(_is(value, name) for name in ([wanted] if isinstance(wanted, str) else wanted)),
         "enum": lambda wanted: any(_same(value, each) for each in wanted),
@@ -131,7 +131,7 @@ def matches_schema(value: Any, schema: Mapping[str, Any]) -> bool:
         "maximum": lambda wanted: not _is(value, "number") or value <= wanted,
         "anyOf": lambda wanted: any(matches_schema(value, each) for each in wanted),
     }
-    for key, wanted in schema.items():
+    for key in schema:
         if key not in checks and key not in _SAYS_NOTHING:
             raise UnsupportedError(f"JSON schema keyword '{key}' is not supported, supported: {', '.join(checks)}")
     return all(checks[key](wanted) for key, wanted in schema.items() if key in checks)
@@ -177,9 +177,9 @@ def judge(reward: Reward, problem: Problem, text: str) -> float:
     except Exception as error:
         told = str(error) if isinstance(error, RiverrunError) else f"{type(error).__name__}: {error}"
         kind = type(error) if isinstance(error, InputError) else InputError
-        raise kind(f"the reward of problem '{problem.id}' failed ({told}): mend the reward function or the problem") from (
-            None if isinstance(error, RiverrunError) else error
-        )
+        raise kind(
+            f"the reward of problem '{problem.id}' failed ({told}): mend the reward function or the problem"
+        ) from (None if isinstance(error, RiverrunError) else error)
     if not math.isfinite(value):
         raise InputError(
             f"the reward of problem '{problem.id}' is {value} for the answer {text[:60]!r}: "

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,15 +17,18 @@ from torch import Tensor, nn
 
 from riverrun.base.errors import ConfigError
 from riverrun.data.packing import Group, Pack
+from riverrun.models.io.hf import save_tensors
 from riverrun.models.transformer import CausalLM
-from riverrun.train.objectives import Loss, formulas
 from riverrun.train.loss import token_logprobs
+from riverrun.train.objectives import Loss, formulas
 from riverrun.train.objectives.config import GRPOConfig, PPOConfig
 from riverrun.train.objectives.reference import ModelReference, base_weights, row_of_label, starts_at_base
 from riverrun.train.objectives.rollout import Floats, RolloutPack, pack_groups
 from riverrun.train.objectives.supervised import hidden_states, label_rows
 
-__all__ = ["GRPO", "PPO"]
+__all__ = ["GRPO", "PPO", "VALUE_FILE"]
+
+VALUE_FILE = "value_head.safetensors"
 
 
 class _Policy:
@@ -34,12 +38,9 @@ class _Policy:
         self,
         model: CausalLM,
         config: GRPOConfig | PPOConfig,
-        *,
-        max_tokens: int,
-        temperature: float,
         reference: ModelReference | None,
     ) -> None:
-        self.model, self.name, self.max_tokens, self.temperature = model, config.name, max_tokens, temperature
+        self.model, self.name, self.temperature = model, config.name, config.rollouts.temperature
         self.reference = reference
         if reference is None and config.kl_weight:
             if not starts_at_base(model):
@@ -94,13 +95,10 @@ class GRPO(_Policy):
         model: CausalLM,
         config: GRPOConfig | None = None,
         *,
-        max_tokens: int = 64,
-        temperature: float = 1.0,
         reference: ModelReference | None = None,
     ) -> None:
-        """`max_tokens` and `temperature` are those of the rollouts."""
         self.config = config or GRPOConfig()
-        super().__init__(model, self.config, max_tokens=max_tokens, temperature=temperature, reference=reference)
+        super().__init__(model, self.config, reference)
 
     def prepare(self, groups: Sequence[Group], rewards: Floats, micro_tokens: int) -> list[RolloutPack]:
         """Packs with advantages. A problem whose answers all earned the same has no gradient and is not computed,
@@ -111,13 +109,13 @@ class GRPO(_Policy):
             live = [p for p in live if advantages[p].any()] or live[:1]
         idle = [row for p in set(range(len(groups))) - set(live) for row in groups[p].rows]
         packs = pack_groups([groups[p] for p in live], micro_tokens)
-        of_row = {
-            id(row): (rewards[p, k], advantages[p, k]) for p in live for k, row in enumerate(groups[p].rows)
-        }
+        of_row = {id(row): (rewards[p, k], advantages[p, k]) for p in live for k, row in enumerate(groups[p].rows)}
         metrics = _seen(rewards, groups)
         out = []
         for pack in packs:
-            row_rewards, row_advantages = (np.array(each) for each in zip(*(of_row[id(r)] for r in pack.rows), strict=True))
+            row_rewards, row_advantages = (
+                np.array(each) for each in zip(*(of_row[id(r)] for r in pack.rows), strict=True)
+            )
             out.append(
                 RolloutPack(
                     pack.groups,
@@ -174,7 +172,7 @@ class GRPO(_Policy):
         if self.config.loss_type == "dapo":
             return losses.sum()
         if self.config.loss_type == "dr_grpo":
-            return losses.sum() / self.max_tokens
+            return losses.sum() / self.config.rollouts.max_tokens
         if self.config.loss_type == "bnpo":
             return losses.sum() / max(1, len(losses))
         tokens = torch.tensor([max(1, row.label_tokens) for row in batch.rows], dtype=losses.dtype)
@@ -193,18 +191,20 @@ class PPO(_Policy):
         model: CausalLM,
         config: PPOConfig | None = None,
         *,
-        max_tokens: int = 64,
-        temperature: float = 1.0,
         reference: ModelReference | None = None,
     ) -> None:
         self.config = config or PPOConfig()
-        super().__init__(model, self.config, max_tokens=max_tokens, temperature=temperature, reference=reference)
+        super().__init__(model, self.config, reference)
         self.value_weight = nn.Parameter(torch.zeros(model.config.hidden_size))
         self.value_bias = nn.Parameter(torch.zeros(1))
 
     def parameters(self) -> dict[str, Tensor]:
         """What learns beside the model."""
         return {"value.weight": self.value_weight, "value.bias": self.value_bias}
+
+    def save(self, folder: Path) -> None:
+        """Write the value's vector and bias beside the adapter or model."""
+        save_tensors(folder / VALUE_FILE, {name: each.detach() for name, each in self.parameters().items()})
 
     def _values(self, hidden: Tensor) -> Tensor:
         return hidden.to(self.value_weight.dtype) @ self.value_weight + self.value_bias
@@ -236,14 +236,12 @@ class PPO(_Policy):
                     "metrics": metrics,
                 }
             )
-        white = formulas.whiten(torch.cat([each["advantages"] for each in made])).split(
-            [len(each["advantages"]) for each in made]
-        )
+        sizes = [len(each["advantages"]) for each in made]
+        whole = formulas.whiten(torch.cat([each["advantages"] for each in made]))
+        white = torch.split(whole, sizes)
         return [RolloutPack(**(each | {"advantages": part.numpy()})) for each, part in zip(made, white, strict=True)]
 
-    def _estimate(
-        self, pack: Pack, prices: Tensor, values: Tensor, scores: Sequence[float]
-    ) -> tuple[Tensor, Tensor]:
+    def _estimate(self, pack: Pack, prices: Tensor, values: Tensor, scores: Sequence[float]) -> tuple[Tensor, Tensor]:
         """(advantages, returns) [N], answer by answer."""
         advantages, returns, start = [], [], 0
         for row, score in zip(pack.rows, scores, strict=True):

@@ -20,35 +20,23 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
 
 from riverrun.base.artifacts import write_json
-from riverrun.base.config import Config
 from riverrun.base.errors import CapacityError, InputError, RiverrunError
 from riverrun.base.protocols import Completion, LanguageModel, Request
 from riverrun.base.types import Message, SamplingParams
 from riverrun.data.packing import Group, Pack
+from riverrun.data.preferences import cut_groups
 from riverrun.data.tokens import TokenRow
 from riverrun.models.chat import ChatTemplate
 from riverrun.models.tokenizer import Tokenizer
+from riverrun.train.objectives.config import RolloutConfig
 from riverrun.train.objectives.rewards import Problem, Reward, judge
 from riverrun.wire.codec import Codec
 
-__all__ = ["AnswerRows", "Learner", "RolloutConfig", "RolloutPack", "Rollouts", "pack_groups", "seed_of"]
+__all__ = ["AnswerRows", "Learner", "ProblemOrder", "RolloutPack", "Rollouts", "pack_groups", "seed_of"]
 
 Floats = NDArray[np.float64]
-
-
-class RolloutConfig(Config):
-    """How the policy is asked."""
-
-    problems: int = Field(default=8, ge=1, description="problems of one batch of rollouts")
-    answers: int = Field(default=8, ge=2, description="answers to each problem")
-    max_tokens: int = Field(default=64, ge=1, description="longest answer in tokens")
-    temperature: float = Field(default=1.0, gt=0, le=2, description="of sampling, and of the log-probabilities learned")
-    stop: str = Field(default="", description="a text that ends an answer, beside the end token")
-    micro_tokens: int = Field(default=2048, ge=64, description="tokens computed at once; the memory knob")
-    seed: int = Field(default=0, description="of the order of problems and of every answer")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -96,7 +84,9 @@ class RolloutPack(Pack):
             )
             for group in value["groups"]
         )
-        arrays = {name: None if value[name] is None else np.asarray(value[name], dtype=np.float64) for name in _ARRAYS}
+        arrays: dict[str, Any] = {
+            name: None if value[name] is None else np.asarray(value[name], dtype=np.float64) for name in _ARRAYS
+        }
         rest = {name: value[name] for name in ("idle_rows", "idle_tokens", "metrics")}
         return cls(groups, **arrays, **rest)
 
@@ -141,6 +131,10 @@ class AnswerRows:
         learned = (False,) * len(before) + (True,) * len(after)
         return TokenRow(row_id, (*before, *after), learned)
 
+    def prompt_tokens(self, problem: Problem) -> int:
+        """Tokens of a problem's prompt."""
+        return len(self._ids(problem, "")[0])
+
     def _ids(self, problem: Problem, text: str) -> tuple[list[int], list[int]]:
         if problem.prompt:
             return self._tokenizer.encode(problem.prompt), self._tokenizer.encode(problem.prompt + text)
@@ -162,16 +156,7 @@ def _turn_end(tokenizer: Tokenizer, template: ChatTemplate) -> int | None:
 
 def pack_groups(groups: Sequence[Group], micro_tokens: int) -> list[Pack]:
     """Groups in order into packs of at most `micro_tokens`; a group that is longer is divided, prompt and all."""
-    packs: list[list[Group]] = [[]]
-    room = micro_tokens
-    for group in groups:
-        for part in _divide(group, micro_tokens):
-            if part.computed_tokens > room and packs[-1]:
-                packs.append([])
-                room = micro_tokens
-            packs[-1].append(part)
-            room -= part.computed_tokens
-    return [Pack(tuple(each)) for each in packs if each]
+    return cut_groups([part for group in groups for part in _divide(group, micro_tokens)], micro_tokens)
 
 
 def _divide(group: Group, micro_tokens: int) -> list[Group]:
@@ -191,6 +176,37 @@ def _divide(group: Group, micro_tokens: int) -> list[Group]:
     return [Group(tuple(rows), group.prefix) for rows in out]
 
 
+class ProblemOrder:
+    """Which problems each rollout asks: all of them in an order of each pass's own, before one comes again."""
+
+    def __init__(
+        self, problems: Sequence[Problem], config: RolloutConfig, *, seed: int = 0, iterations: int = 1
+    ) -> None:
+        if not problems:
+            raise InputError("there is no problem to learn from: give at least one")
+        if len({problem.id for problem in problems}) < len(problems):
+            raise InputError("two problems have the same id: seeds are drawn by it, give each its own")
+        self.problems, self.config, self.seed, self.iterations = list(problems), config, seed, iterations
+
+    def steps_in_epoch(self, epoch: int) -> int:
+        """Optimizer steps in which every problem is asked once, rounded up; the same for every epoch."""
+        assert epoch >= 0
+        return -(-len(self.problems) // self.config.problems) * self.iterations
+
+    def total_steps(self, epochs: int) -> int:
+        return epochs * self.steps_in_epoch(0)
+
+    def chosen(self, rollout: int) -> list[Problem]:
+        """The problems of a rollout."""
+        count = len(self.problems)
+        out = []
+        for place in range(rollout * self.config.problems, (rollout + 1) * self.config.problems):
+            order = list(range(count))
+            random.Random(f"{self.seed}/{place // count}").shuffle(order)
+            out.append(self.problems[order[place % count]])
+        return out
+
+
 class Rollouts:
     """Batches for the loop: `iterations` optimizer steps on each rollout, then a new one by the model as it is then."""
 
@@ -203,6 +219,8 @@ class Rollouts:
         learner: Learner,
         config: RolloutConfig,
         *,
+        micro_tokens: int = 2048,
+        seed: int = 0,
         iterations: int = 1,
         refresh: Callable[[], None] = lambda: None,
         work: Path | None = None,
@@ -213,24 +231,16 @@ class Rollouts:
         Rollouts are kept in `work` under `identity`: a run that is resumed between the steps of one rollout needs the
         log-probabilities of the weights that wrote it, which are gone.
         """
-        if not problems:
-            raise InputError("there is no problem to learn from: give at least one")
-        if len({problem.id for problem in problems}) < len(problems):
-            raise InputError("two problems have the same id: seeds are drawn by it, give each its own")
-        self.model, self.problems, self.reward, self.rows = model, list(problems), reward, rows
+        self.order = ProblemOrder(problems, config, seed=seed, iterations=iterations)
+        self.model, self.reward, self.rows = model, reward, rows
         self.learner, self.config, self.iterations = learner, config, iterations
+        self.micro_tokens, self.seed = micro_tokens, seed
         self._refresh, self._work, self._identity = refresh, work, identity
         self._held: tuple[int, list[RolloutPack]] = (-1, [])
 
     def chosen(self, rollout: int) -> list[Problem]:
-        """The problems of a rollout: all of them in an order of each pass's own, before one comes again."""
-        count = len(self.problems)
-        out = []
-        for place in range(rollout * self.config.problems, (rollout + 1) * self.config.problems):
-            order = list(range(count))
-            random.Random(f"{self.config.seed}/{place // count}").shuffle(order)
-            out.append(self.problems[order[place % count]])
-        return out
+        """The problems of a rollout."""
+        return self.order.chosen(rollout)
 
     def batch(self, step: int) -> list[RolloutPack]:
         """The packs of optimizer step `step`."""
@@ -266,7 +276,7 @@ class Rollouts:
                     temperature=config.temperature,
                     stop=stop,
                     # the same problem may stand twice in a rollout: each has seeds of its own
-                    seed=seed_of(config.seed, rollout, f"{place}/{problem.id}", answer),
+                    seed=seed_of(self.seed, rollout, f"{place}/{problem.id}", answer),
                 ),
             )
             for place, problem in enumerate(problems)
@@ -285,7 +295,7 @@ class Rollouts:
                 f"all {rewards.size} answers of the first rollout earned {rewards.flat[0]:g}, so there is nothing to "
                 "learn from: choose problems that the model solves sometimes, or ask for more answers"
             )
-        return self.learner.prepare(groups, rewards, config.micro_tokens)
+        return self.learner.prepare(groups, rewards, self.micro_tokens)
 
 
 def _prompt_tokens(rows: Sequence[TokenRow]) -> int:

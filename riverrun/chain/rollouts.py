@@ -10,7 +10,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from riverrun.base.optional import require
 from riverrun.serve.llm import LLM
 
 if TYPE_CHECKING:
@@ -26,7 +25,6 @@ class PolicyModel(LLM):
         self, model: CausalLM, path: Path, *, slots: int = 32, context: int = 0, codec: str = "hermes"
     ) -> None:
         """`context` is the most tokens of prompt and answer; 0 takes the model's own length, at most 4096."""
-        require("torch", extra="train")
         from riverrun.serve.engines.torch import TorchEngine
 
         longest = model.config.longest

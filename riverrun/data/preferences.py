@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -22,9 +23,11 @@ from riverrun.wire.codec import Codec
 __all__ = [
     "JudgedGroup",
     "PreferencePair",
+    "TaggedRows",
     "completion_row",
     "cut_groups",
     "judged_groups",
+    "judged_of",
     "pair_group",
     "pair_rows",
     "split_prompt",
@@ -147,6 +150,24 @@ def judged_groups(rows: Sequence[TokenRow], desirable: Sequence[bool]) -> list[J
         )
         out.append(JudgedGroup((row, unrelated), _shared((row, unrelated)), good))
     return out
+
+
+class TaggedRows(Protocol):
+    """Rows of which `tag` says whether they are good (1) or bad (2)."""
+
+    def __len__(self) -> int: ...
+
+    def row(self, index: int) -> TokenRow: ...
+
+    def tag(self, index: int) -> int: ...
+
+
+def judged_of(rows: TaggedRows) -> list[JudgedGroup]:
+    """The groups of stored rows that carry a judgement; InputError for one that carries none."""
+    tags = [rows.tag(index) for index in range(len(rows))]
+    if (plain := next((index for index, tag in enumerate(tags) if tag not in (1, 2)), None)) is not None:
+        raise InputError(f"row '{rows.row(plain).id}' is not judged: KTO needs rows with a label")
+    return judged_groups([rows.row(index) for index in range(len(rows))], [tag == 1 for tag in tags])
 
 
 def cut_groups(groups: Sequence[Group], micro_tokens: int) -> list[Pack]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,31 @@ import pytest
 
 from riverrun.base.errors import InputError
 from riverrun.base.types import Message
-from riverrun.data.preferences import PreferencePair, completion_row, judged_groups, pair_rows, split_prompt
+from riverrun.data.preferences import PreferencePair, completion_row, judged_groups, judged_of, pair_rows, split_prompt
+from riverrun.data.tokens import TokenRow
 from riverrun.models.load import Checkpoint, load_checkpoint
 from riverrun.wire.codec import get_codec
 from tests.tiny_model import write_tiny
 
 SYSTEM = Message.of("system", "You are the assistant of a bookshop.")
 FIRST = Message.of("user", "How much is the book?")
+
+
+@dataclass
+class Stored:
+    """Rows with their tags."""
+
+    rows: list[TokenRow]
+    tags: list[int]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def row(self, index: int) -> TokenRow:
+        return self.rows[index]
+
+    def tag(self, index: int) -> int:
+        return self.tags[index]
 
 
 def said(text: str) -> Message:
@@ -113,5 +132,9 @@ def test_judged_answers_come_with_an_unrelated_one(opened: Checkpoint) -> None:
         assert group.rows[1].ids == completion_row([asked], answer, *parts(opened)).ids, "as if it had been rendered"
         before = opened.template.encode(opened.tokenizer, [asked])
         assert all(list(each.ids[: len(before)]) == before for each in group.rows)
+    stored = Stored(rows, [1, 2, 1])
+    assert judged_of(stored) == groups
+    with pytest.raises(InputError, match="row 'a lot' is not judged"):
+        judged_of(Stored(rows, [1, 0, 1]))
     with pytest.raises(InputError, match="all 2 rows have one prompt"):
         judged_groups(rows[:2], [True, False])

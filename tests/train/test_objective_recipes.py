@@ -172,6 +172,18 @@ def test_held_out_problems_are_answered_greedily(home: Path, tmp_path: Path) -> 
     assert all(line["name"] == "held" and line["units"] == 6 and 0 <= line["reward"] <= 1 for line in measured)
 
 
+def test_all_weights_learn_from_rewards(home: Path, tmp_path: Path) -> None:
+    recipe = config(home, "problems.jsonl", answering("grpo"), run={"length": "3 steps"})
+    whole = build_config(type(recipe.method), {"name": "full"}, origin="method")
+    recipe = recipe.model_copy(update={"method": whole})
+    result = train_recipe(recipe, tmp_path / "out", serve=PolicyModel)
+    assert result.status == "done"
+    assert (tmp_path / "out" / "model" / "model.safetensors").is_file()
+    changed = recipe.model_copy(update={"objective": recipe.objective.model_copy(update={"kl_weight": 0.1})})
+    with pytest.raises(ConfigError, match=r"grpo with kl_weight 0\.1 needs the model of the start"):
+        train_recipe(changed, tmp_path / "b", serve=PolicyModel)
+
+
 def test_a_reward_can_be_handed_in(home: Path, tmp_path: Path) -> None:
     seen = []
 

@@ -83,15 +83,17 @@ def test_the_first_loss_of_dpo_is_ln_2(dtype: torch.dtype) -> None:
     assert float(kto.total.detach()) / 6 == pytest.approx(0.5, abs=1e-6)
 
 
-def test_a_full_fine_tune_keeps_the_reference_on_disk(tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_full_fine_tune_keeps_the_reference_on_disk(tmp_path: Path, dtype: torch.dtype) -> None:
     """The first loss is ln 2 there, too; after the weights moved the numbers are those of the start, also resumed."""
-    model, batch = policy(full=True), pack(*pairs(5))
+    model, batch = policy(full=True, dtype=dtype), pack(*pairs(5))
     objective = DPO(model, DPOConfig(beta=0.3))
     with pytest.raises(ConfigError, match="dpo of a model without fresh adapters needs the reference"):
         objective(batch)
     objective.prepare_reference([batch], tmp_path, identity="a")
     assert float(objective(batch).total.detach()) / 5 == pytest.approx(math.log(2), abs=1e-6)
-    start = ModelReference(model).sums(batch)
+    assert objective.reference is not None
+    start = objective.reference.sums(batch)
     with torch.no_grad():
         model.embed_tokens.mul_(1.1)
     again = DPO(model, DPOConfig(beta=0.3))
@@ -106,6 +108,19 @@ def test_a_full_fine_tune_keeps_the_reference_on_disk(tmp_path: Path) -> None:
     (tmp_path / "reference.safetensors").write_bytes(b"no")
     with pytest.raises(IntegrityError, match="cannot be read"):
         StoredReference.open(tmp_path / "reference.safetensors", identity="a")
+
+
+def test_training_that_goes_on_from_an_adapter_starts_at_it(tmp_path: Path) -> None:
+    """Its reference is the adapter, not the base under it."""
+    for dtype in (torch.float32, torch.bfloat16):
+        model, batch = policy(moved=True, dtype=dtype), pack(*pairs(5))
+        objective = DPO(model)
+        assert objective.reference is None
+        objective.prepare_reference([batch], tmp_path / str(dtype), identity="a")
+        assert float(objective(batch).total.detach()) / 5 == pytest.approx(math.log(2), abs=1e-6)
+        assert objective.reference is not None
+        base = ModelReference(model).sums(batch)
+        assert not torch.allclose(objective.reference.sums(batch), base, atol=1e-2)
 
 
 def test_objectives_are_their_formulas_on_rows_alone() -> None:

@@ -89,7 +89,7 @@ class Reference(Protocol):
 
 
 class ModelReference:
-    """A model that does not learn; with `model` the one that learns, its base without the adapters."""
+    """A model that does not learn; of the one that learns, which has fresh adapters, its base without them."""
 
     def __init__(self, model: CausalLM) -> None:
         self.model = model
@@ -152,11 +152,11 @@ def store_reference(
         return stored
     keys: list[bytes] = []
     values: list[float] = []
-    reference = ModelReference(model)
     with (progress or Progress("quiet")).task("reference", total=None, unit="packs") as task:
         for pack in packs:
             keys += [row_key(row) for row in pack.rows]
-            values += reference.sums(pack).tolist()
+            # with gradients on, although none is taken: the products are those of training, and so are their bits
+            values += row_sums(label_logprobs(model, pack).detach(), pack).tolist()
             task.advance()
     table = np.frombuffer(b"".join(keys), dtype=np.uint8).reshape(-1, KEY_BYTES)
     numbers = np.asarray(values, dtype=np.float64)

@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
 
 from riverrun.base.errors import ConfigError
 from riverrun.data.packing import Pack
 from riverrun.models.transformer import CausalLM
+from riverrun.train.loss import Head, _back, _logits
 from riverrun.train.objectives import Loss, formulas
 from riverrun.train.objectives.config import DistillConfig
 from riverrun.train.objectives.supervised import hidden_states, label_rows
@@ -31,23 +31,25 @@ class _LinearDivergence(torch.autograd.Function):
     def forward(
         ctx: Any,
         hidden: Tensor,
-        head: Tensor,
+        head: Tensor | Head,
         teacher_hidden: Tensor,
-        teacher_head: Tensor,
+        teacher_head: Tensor | Head,
         targets: Tensor,
         config: DistillConfig,
     ) -> tuple[Tensor, Tensor, Tensor]:
         wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
         soft, hard = (torch.zeros((), dtype=torch.float64) for _ in range(2))
         grads = torch.empty_like(hidden)
-        d_head = torch.zeros_like(head, dtype=wide) if ctx.needs_input_grad[1] else None
+        learns = isinstance(head, Tensor) and ctx.needs_input_grad[1]
+        d_head = torch.zeros_like(head, dtype=wide) if learns else None  # type: ignore[arg-type]
         for start in range(0, hidden.shape[0], CHUNK):
             chosen = slice(start, start + CHUNK)
             rows = hidden[chosen]
-            guide = linear(teacher_hidden[chosen], teacher_head).to(wide) / config.temperature
+            guide = _logits(teacher_hidden[chosen], teacher_head).to(wide) / config.temperature
             teacher = torch.log_softmax(guide, dim=1)
+            formed = _logits(rows, head).detach()
             with torch.enable_grad():
-                logits = linear(rows.detach(), head.detach()).to(wide).requires_grad_()
+                logits = formed.to(wide).requires_grad_()
                 student = torch.log_softmax(logits / config.temperature, dim=1)
                 diverged = formulas.divergence(student, teacher, config.mixture).sum(dtype=torch.float64)
                 total, plain = diverged * (1 - config.hard_weight), torch.zeros((), dtype=torch.float64)
@@ -57,7 +59,7 @@ class _LinearDivergence(torch.autograd.Function):
                 (d_logits,) = torch.autograd.grad(total, logits)
             soft += diverged.detach()
             hard += plain.detach()
-            grads[chosen] = d_logits.to(hidden.dtype) @ head
+            grads[chosen] = _back(d_logits.to(hidden.dtype), head)
             if d_head is not None:
                 d_head += d_logits.T @ rows.to(wide)
         ctx.save_for_backward(grads, d_head)
@@ -74,7 +76,12 @@ class _LinearDivergence(torch.autograd.Function):
 
 
 def linear_divergence(
-    hidden: Tensor, head: Tensor, teacher_hidden: Tensor, teacher_head: Tensor, targets: Tensor, config: DistillConfig
+    hidden: Tensor,
+    head: Tensor | Head,
+    teacher_hidden: Tensor,
+    teacher_head: Tensor | Head,
+    targets: Tensor,
+    config: DistillConfig,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """hidden [N, E], head [V, E], teacher's [N, F] and [V, F], targets [N] -> (what is minimised, divergence, plain
     next-token loss): sums over the rows in nats, the first differentiable. Without `hard_weight` the last is 0."""

@@ -7,10 +7,11 @@ looked for first, each point once on a short budget; then its default, its best 
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,8 +33,9 @@ from bench.common import (
     write_report,
 )
 from bench.parts import material, peer_settings
-from bench.parts.contest import Answer, Search, Setting, fair_problems, rates_of, ratio, search
+from bench.parts.contest import Answer, Search, Setting, fair_problems, rates_of, ratio, search, turns
 from bench.parts.machine import machine
+from riverrun.base.artifacts import write_json
 from riverrun.base.errors import InputError, nearest
 
 __all__ = ["PARTS", "Speed", "chosen_parts", "main"]
@@ -56,12 +58,12 @@ Contest = Callable[[], Answer]
 class Budget:
     """Tokens of a turn and of a try, sequences of pre-training, rounds, and seconds that a try may take in all."""
 
-    tokens: int = 12_000
+    tokens: int = 10_000
     try_tokens: int = 4_000
     sequences: Mapping[str, int] = field(default_factory=lambda: {"30M": 48, "125M": 16})
     rounds: int = 3
     try_seconds: int = 60
-    give_up: int = 420
+    give_up: int = 300
     steps: int = 100
     starts: int = 3
 
@@ -82,6 +84,7 @@ class Speed:
     options: Options
     budget: Budget
     searches: dict[str, Search] = field(default_factory=dict)
+    failed: dict[str, dict[str, str]] = field(default_factory=dict)
 
     @property
     def judged(self) -> bool | None:
@@ -102,6 +105,19 @@ class Speed:
     def tries(self) -> dict[str, Any]:
         """What a try adds to a job."""
         return {"limit": self.budget.try_seconds, "give_up": self.budget.give_up}
+
+    def _search(self, name: str, lines: peer_settings.Lines, contest: Callable[[Setting], Answer]) -> Search:
+        """The best of these settings: looked for now, or with `--search stored` as it was found before."""
+        file = home() / "searches" / f"{name.replace(': ', '-').replace(' ', '-')}.json"
+        if self.options.rest.search == "stored" and file.is_file():
+            found = Search(**json.loads(file.read_text(encoding="utf-8")))
+            say(f"  {name}: {found.best} as found before")
+        else:
+            found = search(lines, contest)
+            if not self.options.quick:
+                write_json(file, asdict(found))
+        self.searches[name] = found
+        return found
 
     # --- supervised fine-tuning
 
@@ -127,7 +143,7 @@ class Speed:
             everyone |= self._trl(method, job, short)
         if "litgpt" in self.options.peers and LITGPT in limits:
             everyone |= self._litgpt(job, short)
-        results = interleave(everyone, self.budget.rounds)
+        results = self._turns(name, everyone)
         found = self._rows(name, results, limits)
         return found + (self._flop_limit(results) if method == "lora" else self._share(results))
 
@@ -136,7 +152,7 @@ class Speed:
         if self.options.quick:
             lines = peer_settings.quick(lines, "TRL padded eager, batch 8", "TRL grouped eager, batch 4")
         contest = partial(self.peer, "trl", "trl_train")
-        found = self.searches[f"{method}: TRL"] = search(lines, partial(contest, short))
+        found = self._search(f"{method}: TRL", lines, partial(contest, short))
         best = found.settings[found.best]
         return {TRL: partial(contest, job, peer_settings.TRL_DEFAULT), found.best: partial(contest, job, best)}
 
@@ -146,7 +162,7 @@ class Speed:
             lines = peer_settings.quick(lines, "litgpt bf16-true, micro-batch 4")
         more = {"converted": str(home() / "models" / "litgpt-smollm2"), "untimed": 0}
         contest = partial(self.peer, "litgpt", "litgpt_train")
-        found = self.searches["lora: litgpt"] = search(lines, partial(contest, {**short, **more}))
+        found = self._search("lora: litgpt", lines, partial(contest, {**short, **more}))
         best = found.settings[found.best]
         full = {**job, **more}
         return {LITGPT: partial(contest, full, peer_settings.LITGPT_DEFAULT), found.best: partial(contest, full, best)}
@@ -171,7 +187,7 @@ class Speed:
             everyone |= self._trainer(shape, job, short)
         if "litgpt" in self.options.peers:
             everyone |= self._litgpt_pretrain(shape, job, short)
-        results = interleave(everyone, self.budget.rounds)
+        results = self._turns(name, everyone)
         return self._rows(name, results, {"Trainer": 1.5, "litgpt": 1.3}, labels=False)
 
     def _trainer(self, shape: str, job: Mapping[str, Any], short: Mapping[str, Any]) -> dict[str, Contest]:
@@ -179,7 +195,7 @@ class Speed:
         if self.options.quick:
             lines = peer_settings.quick(lines, "Trainer bf16 eager, batch 2", "Trainer mixed eager, batch 4")
         contest = partial(self.peer, "trl", "hf_train")
-        found = self.searches[f"pretrain {shape}: Trainer"] = search(lines, partial(contest, short))
+        found = self._search(f"pretrain {shape}: Trainer", lines, partial(contest, short))
         best = found.settings[found.best]
         return {TRAINER: partial(contest, job, peer_settings.HF_DEFAULT), found.best: partial(contest, job, best)}
 
@@ -189,7 +205,7 @@ class Speed:
             lines = peer_settings.quick(lines, "litgpt bf16-true eager, micro-batch 4")
         more = {"shape": material.litgpt_shape(shape), "untimed": 2}
         contest = partial(self.peer, "litgpt", "litgpt_train")
-        found = self.searches[f"pretrain {shape}: litgpt"] = search(lines, partial(contest, {**short, **more}))
+        found = self._search(f"pretrain {shape}: litgpt", lines, partial(contest, {**short, **more}))
         best, full = found.settings[found.best], {**job, **more}
         out: dict[str, Contest] = {found.best: partial(contest, full, best)}
         if not self.options.quick:
@@ -197,6 +213,10 @@ class Speed:
         return out
 
     # --- rows
+
+    def _turns(self, name: str, everyone: Mapping[str, Contest]) -> dict[str, list[Answer]]:
+        results, self.failed[name] = turns(everyone, self.budget.rounds, OURS)
+        return results
 
     def _rows(
         self, name: str, results: Mapping[str, Sequence[Answer]], limits: Mapping[str, float], *, labels: bool = True
@@ -206,8 +226,9 @@ class Speed:
         problems = fair_problems(results, OURS, labels=labels)
         own = rates.pop(OURS)
         note = "; ".join(problems) or "same tokens and the same loss before training on all sides"
-        if len(results) <= 2:
+        if not self.options.peers:
             note = "--peers none: not compared"
+        note += "".join(f"; {who} failed: {why}" for who, why in self.failed.get(name, {}).items())
         rows = [Row(name, own, "tokens/s", peers=rates, note=note, runs=rates_of(results))]
         for who, limit in limits.items():
             wanted = best_against(who, rates)
@@ -306,6 +327,8 @@ def chosen_parts(only: str) -> tuple[str, ...]:
 
 def main() -> int:
     options = parser((__doc__ or "").split("\n\n")[0])
+    told = "look for the peers' best settings, or take those found before"
+    options.add_argument("--search", default="new", choices=("new", "stored"), help=told)
     options.add_argument("--only", default="", help=f"parts with commas between: {', '.join(PARTS)}")
     chosen = read_options(options.parse_args(), KNOWN_PEERS)
     parts = chosen_parts(chosen.rest.only)
@@ -316,7 +339,7 @@ def main() -> int:
     rates = f"{before['gemm_bf16_gflops']:.0f} bf16 GFLOP/s before, {after['gemm_bf16_gflops']:.0f} after"
     print(f"{before['cores']} cores ({before['cpu']}), {rates}, torch {before['torch']}\n")
     print(table(rows))
-    found = {name: each.as_dict() for name, each in speed.searches.items()}
+    found = {name: asdict(each) for name, each in speed.searches.items()}
     write_report(chosen.json, before | {"at_the_end": after}, rows, searches=found)
     return 1 if any(row.passed is False for row in rows) else 0
 

@@ -1,8 +1,8 @@
 """Finding a peer's best setting, and comparing it with ours: tries on a short budget, then turns on the same rows.
 
 A line is one kind of setting in growing batches. Each of its points is tried once; a line ends where a bigger batch has
-become slower than `DROP` of the line's best, and what was left out is told. A setting that fails is told with its last
-words and does not end the bench.
+become slower than `DROP` of the line's best or does not run, and what was left out is told. A setting that fails is
+told with its last words and does not end the bench.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from bench.common import middle, say
 from riverrun.base.errors import RiverrunError
 
-__all__ = ["Answer", "Search", "Setting", "Try", "fair_problems", "rate", "rates_of", "ratio", "search"]
+__all__ = ["Answer", "Search", "Setting", "Try", "fair_problems", "rate", "rates_of", "ratio", "search", "turns"]
 
 Answer = Mapping[str, Any]
 Setting = Mapping[str, Any]
@@ -38,7 +38,7 @@ class Search:
 
     rates: dict[str, float] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
-    settings: dict[str, Setting] = field(default_factory=dict)
+    settings: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def best(self) -> str:
@@ -47,16 +47,9 @@ class Search:
             raise RiverrunError(f"no setting of the peer ran: {'; '.join(f'{k}: {v}' for k, v in self.failed.items())}")
         return max(self.rates, key=self.rates.__getitem__)
 
-    def as_dict(self) -> dict[str, Any]:
-        return {
-            "tokens_per_second": self.rates,
-            "not_measured": self.failed,
-            "settings": {name: dict(setting) for name, setting in self.settings.items()},
-        }
-
     def run(self, name: str, setting: Setting, contest: Try) -> float | None:
         """Try one setting."""
-        self.settings[name] = setting
+        self.settings[name] = dict(setting)
         say(f"  try: {name}")
         try:
             self.rates[name] = rate(contest(setting))
@@ -75,12 +68,33 @@ def search(lines: Mapping[str, Sequence[tuple[str, Setting]]], contest: Try) -> 
         best = 0.0
         for number, (name, setting) in enumerate(points):
             got = found.run(name, setting, contest)
-            if got is not None and got < DROP * best:
-                rest = points[number + 1 :]
-                found.failed |= {later: f"not tried: slower and slower, {name} {got:.0f}" for later, _ in rest}
+            if got is None or got < DROP * best:
+                why = f"{name} failed" if got is None else f"slower and slower, {name} {got:.0f}"
+                found.failed |= {later: f"not tried: {why}" for later, _ in points[number + 1 :]}
                 break
-            best = max(best, got or 0.0)
+            best = max(best, got)
     return found
+
+
+def turns(
+    contestants: Mapping[str, Callable[[], Answer]], rounds: int, ours: str
+) -> tuple[dict[str, list[Answer]], dict[str, str]]:
+    """All take turns. (answers by name, last words of the peers that failed: they are left out); ours may not fail."""
+    results: dict[str, list[Answer]] = {}
+    failed: dict[str, str] = {}
+    for number in range(rounds):
+        for name, contest in contestants.items():
+            if name in failed:
+                continue
+            say(f"  round {number + 1}/{rounds}: {name}")
+            try:
+                results.setdefault(name, []).append(contest())
+            except RiverrunError as error:
+                if name.startswith(ours):
+                    raise
+                failed[name] = str(error)
+                say(f"    {error}")
+    return {name: answers for name, answers in results.items() if name not in failed}, failed
 
 
 def fair_problems(results: Mapping[str, Sequence[Answer]], ours: str, *, labels: bool = True) -> list[str]:

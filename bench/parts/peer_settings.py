@@ -6,8 +6,18 @@ from collections.abc import Mapping, Sequence
 
 from bench.parts.contest import Setting
 
-__all__ = ["HF_DEFAULT", "LITGPT_DEFAULT", "LITGPT_PRETRAIN_DEFAULT", "TRL_DEFAULT", "hf_lines", "litgpt_lines",
-           "litgpt_pretrain_lines", "quick", "trl_lines"]  # fmt: skip
+__all__ = [
+    "HF_DEFAULT",
+    "LITGPT_DEFAULT",
+    "LITGPT_PRETRAIN_DEFAULT",
+    "TRL_DEFAULT",
+    "Lines",
+    "hf_lines",
+    "litgpt_lines",
+    "litgpt_pretrain_lines",
+    "quick",
+    "trl_lines",
+]  # fmt: skip
 
 Lines = dict[str, list[tuple[str, Setting]]]
 BATCHES = (4, 8, 16)

@@ -50,9 +50,9 @@ class Metered(DataLoader[Any]):
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         asked = 0
-        for _ in range(2 if self.untimed else 1):
+        while asked < self.untimed + len(self):
             for batch in super().__iter__():
-                if asked >= self.untimed + len(self):
+                if asked == self.untimed + len(self):
                     break
                 if asked == self.untimed:
                     self.began = time.perf_counter()
@@ -117,14 +117,14 @@ class Rows(DataModule):
         return None if self.job["method"] == "pretrain" else get_sft_collate_fn()
 
 
-def _first_loss(model: Any, rows: list[dict[str, Any]]) -> float:
+def _first_loss(fabric: Any, model: Any, rows: list[dict[str, Any]]) -> float:
     """Mean loss over the labels of `rows` before training, row by row, forward and backward."""
     total = labels = 0.0
     for row in rows:
         wanted = torch.tensor(row["labels"][1:])
         logits = model(torch.tensor([row["input_ids"]]))[0, :-1]
         loss = torch.nn.functional.cross_entropy(logits.float(), wanted, reduction="sum")
-        loss.backward()  # type: ignore[no-untyped-call]
+        fabric.backward(loss)
         total, labels = total + float(loss.detach()), labels + int((wanted != -100).sum())
     model.zero_grad(set_to_none=True)
     return total / labels
@@ -143,7 +143,7 @@ def lora(job: dict[str, Any], rows: Rows, out: Path) -> float:
     own = finetune_lora.fit
 
     def fit(**given: Any) -> Any:
-        found.append(_first_loss(given["model"], rows.rows[: job["first_rows"]]))
+        found.append(_first_loss(given["fabric"], given["model"], rows.rows[: job["first_rows"]]))
         return own(**given)
 
     finetune_lora.fit = fit

@@ -94,9 +94,12 @@ class Speed:
         found = COMMON | {"method": method, "model": str(model), "subset": str(rows), "learning_rate": RATES[method]}
         return found | more
 
-    def ours(self, job: Mapping[str, Any], *, share: bool = True, global_tokens: int = MICRO_TOKENS) -> Answer:
-        own = {"task": "train", "micro_tokens": MICRO_TOKENS, "global_tokens": global_tokens, "share": share}
-        return child(sys.executable, ["-m", "bench.parts.train_rows"], {**job, **own, "products": True}, "train_ours")
+    def ours(
+        self, job: Mapping[str, Any], *, share: bool = True, products: bool = False, global_tokens: int = MICRO_TOKENS
+    ) -> Answer:
+        own = {"task": "train", "micro_tokens": MICRO_TOKENS, "global_tokens": global_tokens}
+        own |= {"share": share, "products": products}
+        return child(sys.executable, ["-m", "bench.parts.train_rows"], {**job, **own}, "train_ours")
 
     def peer(self, venv: str, script: str, job: Mapping[str, Any], setting: Setting) -> Answer:
         whole = {**job, "setting": dict(setting)}
@@ -137,7 +140,7 @@ class Speed:
         job, short = self.job(method, rows, model), self.job(method, few, model, **self.tries())
         everyone: dict[str, Contest] = {
             OURS: partial(self.ours, job),
-            PLAIN: partial(self.ours, job, share=False),
+            PLAIN: partial(self.ours, job, share=False, products=True),
         }
         if "trl" in self.options.peers:
             everyone |= self._trl(method, job, short)

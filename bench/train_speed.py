@@ -125,10 +125,10 @@ class Speed:
     # --- supervised fine-tuning
 
     def lora(self) -> list[Row]:
-        return self._tuning("lora", LORA, {TRL: 3.5, "best": 2.2, LITGPT: 3.0})
+        return self._tuning("lora", LORA, {TRL: 3.5, "TRL": 2.2, "litgpt": 3.0})
 
     def full(self) -> list[Row]:
-        return self._tuning("full", FULL, {TRL: 2.5, "best": 1.4})
+        return self._tuning("full", FULL, {TRL: 2.5, "TRL": 1.4})
 
     def _tuning(self, method: str, name: str, limits: Mapping[str, float]) -> list[Row]:
         if material.shared(*material.INSTRUCTIONS) is None:
@@ -144,7 +144,7 @@ class Speed:
         }
         if "trl" in self.options.peers:
             everyone |= self._trl(method, job, short)
-        if "litgpt" in self.options.peers and LITGPT in limits:
+        if "litgpt" in self.options.peers and "litgpt" in limits:
             everyone |= self._litgpt(job, short)
         results = self._turns(name, everyone)
         found = self._rows(name, results, limits)
@@ -234,12 +234,12 @@ class Speed:
         note += "".join(f"; {who} failed: {why}" for who, why in self.failed.get(name, {}).items())
         rows = [Row(name, own, "tokens/s", peers=rates, note=note, runs=rates_of(results))]
         for who, limit in limits.items():
-            wanted = best_against(who, rates)
-            if wanted:
+            if wanted := best_against(who, rates):
                 holds = self.judged and not problems
-                rows.append(
-                    Row(f"{name}: ratio to {wanted}", ratio(results, OURS, wanted), "x", limit, "at least", holds=holds)
-                )
+                told = who if who == wanted else f"the best of {who}"
+                setting = "" if who == wanted else wanted
+                value = ratio(results, OURS, wanted)
+                rows.append(Row(f"{name}: ratio to {told}", value, "x", limit, "at least", note=setting, holds=holds))
         memory = {who: max(answer["peak_bytes"] for answer in answers) / 1e9 for who, answers in results.items()}
         return [*rows, Row(f"{name}: peak memory", memory.pop(OURS), "GB", peers=memory)]
 
@@ -312,11 +312,10 @@ class Speed:
 
 
 def best_against(who: str, rates: Mapping[str, float]) -> str:
-    """The contestant that a limit is about: of that name, else the fastest that begins so ("best": TRL); "" if none."""
+    """The contestant that a limit is about: of that very name, else the fastest whose name begins so; "" if none."""
     if who in rates:
         return who
-    start = "TRL" if who == "best" else who
-    named = [name for name in rates if name.startswith(start)]
+    named = [name for name in rates if name.startswith(who)]
     return max(named, key=rates.__getitem__) if named else ""
 
 

@@ -118,7 +118,7 @@ def test_a_stored_search_is_taken_again(tmp_path: Path, monkeypatch: pytest.Monk
 def test_the_limits_are_against_the_right_peers() -> None:
     rates = {PLAIN: 500.0, TRL: 150.0, "TRL packed eager, batch 2": 200.0, LITGPT: 90.0, "litgpt bf16-true": 120.0}
     assert best_against(TRL, rates) == TRL
-    assert best_against("best", rates) == "TRL packed eager, batch 2"
+    assert best_against("TRL", rates) == "TRL packed eager, batch 2"
     assert best_against("litgpt", rates) == "litgpt bf16-true"
     assert best_against("Trainer", rates) == ""
 
@@ -130,8 +130,10 @@ def test_ratios_are_judged_and_unequal_work_is_not_passed() -> None:
         "TRL grouped": [answer(1000, 2.0)],
         LITGPT: [answer(1000, 3.5)],
     }
-    rows = speed()._rows("x", results, {TRL: 3.5, "best": 2.2, LITGPT: 3.0})
-    assert [row.name for row in rows[1:4]] == [f"x: ratio to {name}" for name in (TRL, "TRL grouped", LITGPT)]
+    rows = speed()._rows("x", results, {TRL: 3.5, "TRL": 2.2, "litgpt": 3.0})
+    assert [row.name for row in rows[1:4]] == [
+        f"x: ratio to {name}" for name in (TRL, "the best of TRL", "the best of litgpt")
+    ]
     assert [row.value for row in rows[1:4]] == pytest.approx([4.0, 2.0, 3.5])
     assert [row.passed for row in rows[1:4]] == [True, False, True]
     other = results | {TRL: [answer(999, 4.0)]}
@@ -167,6 +169,86 @@ def test_absent_material_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         train_speed.LOSS,
     ]
     assert all(row.value is None and row.note.startswith("not run here: needs corpora/") for row in rows)
+
+
+NEEDED = {
+    "trl_train.py": {"model", "subset", "setting", "rank", "alpha", "learning_rate", "clip_norm", "seed", "first_rows"},
+    "hf_train.py": {"model", "subset", "setting", "learning_rate", "clip_norm", "seed", "first_rows", "global_rows"},
+    "litgpt_train.py": {"method", "subset", "setting", "learning_rate", "clip_norm", "seed", "first_rows", "untimed"},
+    "trl_start.py": {"model", "rows", "rank", "alpha", "began"},
+    "bench.parts.train_rows": {"task", "model", "rank", "alpha"},
+}
+
+
+@pytest.fixture
+def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
+    """Every process that a part would start, with its job; each answers with the same figures, the peers' slower."""
+    started: list[tuple[str, dict[str, Any]]] = []
+
+    def child(python: Any, program: Any, job: dict[str, Any], name: str) -> Answer:
+        script = Path(program[-1]).name
+        assert NEEDED[script] <= set(job), f"{script} lacks {NEEDED[script] - set(job)}"
+        json.dumps(job)
+        started.append((script, dict(job)))
+        measured = {"limit_seconds": 0.6, "product_seconds": 0.8, "product_rate": 7e11} if job.get("products") else {}
+        return answer(1000, 1.0 if script == "bench.parts.train_rows" else 5.0, **measured)
+
+    rows = tmp_path / "rows.jsonl"
+    counts = {"rows": 9, "row_tokens": 1000, "label_tokens": 100}
+    monkeypatch.setenv("RIVERRUN_BENCH", str(tmp_path))
+    monkeypatch.setattr(train_speed, "child", child)
+    monkeypatch.setattr(train_speed, "peer_python", Path)
+    monkeypatch.setattr(material, "shared", lambda *parts: tmp_path)
+    monkeypatch.setattr(material, "base_folder", lambda: tmp_path)
+    monkeypatch.setattr(material, "shape_folder", lambda name: tmp_path / name)
+    monkeypatch.setattr(material, "litgpt_shape", lambda name: {"n_layer": 1})
+    monkeypatch.setattr(material, "instruction_rows", lambda tokens, name: (rows, rows, counts))
+    monkeypatch.setattr(material, "text_rows", lambda count, name: (rows, counts))
+    return started
+
+
+def test_tuning_gives_every_row_of_the_issue(jobs: list[tuple[str, dict[str, Any]]]) -> None:
+    bench = speed()
+    rows = {row.name: row for row in bench.measure(("lora", "full"))}
+    lora, full = train_speed.LORA, train_speed.FULL
+    to = {TRL: 3.5, "the best of TRL": 2.2, "the best of litgpt": 3.0}
+    limits = {f"{lora}: ratio to {who}": limit for who, limit in to.items()}
+    limits |= {f"{full}: ratio to {TRL}": 2.5, f"{full}: ratio to the best of TRL": 1.4, train_speed.SHARE: 70.0}
+    limits[f"{lora}: share of the FLOP limit 4N + 6 N_trainable + head on label rows"] = 50.0
+    assert {name: row.limit for name, row in rows.items() if row.limit is not None} == limits
+    assert all(rows[name].passed for name in limits)
+    assert set(bench.searches) == {"lora: TRL", "lora: litgpt", "full: TRL"}
+    ours = [job for script, job in jobs if script == "bench.parts.train_rows"]
+    assert len(ours) == 2 * 2 * bench.budget.rounds
+    assert {(job["method"], job["share"], job["products"]) for job in ours} == {
+        (method, share, not share) for method in ("lora", "full") for share in (True, False)
+    }
+    timed = [job for script, job in jobs if script == "trl_train.py" and "limit" not in job]
+    assert len(timed) == 2 * 2 * bench.budget.rounds, "default and best of each method, without a limit of time"
+
+
+def test_pretraining_gives_every_row_of_the_issue(jobs: list[tuple[str, dict[str, Any]]]) -> None:
+    rows = [row for row in speed().measure(("pretrain",)) if row.limit is not None]
+    assert [row.limit for row in rows] == [1.5, 1.3] * 2
+    assert all(row.passed and "ratio to" in row.name for row in rows)
+    assert {job["model"][-4:] for script, job in jobs if script == "hf_train.py"} == {"/30M", "125M"}
+    ours = [job for script, job in jobs if script == "bench.parts.train_rows"]
+    assert {job["global_tokens"] for job in ours} == {8 * 1024}
+
+
+def test_start_is_at_most_half(jobs: list[tuple[str, dict[str, Any]]]) -> None:
+    [row] = speed().measure(("start",))
+    assert (row.value, row.limit, row.passed) == (1.0, 2.5, True)
+    assert [script for script, _ in jobs] == ["bench.parts.train_rows", "trl_start.py"] * 4
+
+
+def test_quick_and_no_peers_judge_nothing(jobs: list[tuple[str, dict[str, Any]]]) -> None:
+    quick = Speed(Options(True, ("trl", "litgpt"), None, Namespace(search="new")), train_speed.QUICK_BUDGET)
+    rows = quick.measure(("lora", "full", "pretrain", "start"))
+    assert {row.passed for row in rows} == {None}
+    assert len(jobs) < 40
+    alone = [row for row in speed(peers=()).measure(("lora", "pretrain", "start")) if "ratio" in row.name]
+    assert alone == []
 
 
 def test_parts() -> None:

@@ -24,9 +24,11 @@ from riverrun.data.tokens import TokenRow
 from riverrun.models.io.adapter import add_adapters
 from riverrun.models.load import load_checkpoint, load_model
 from riverrun.models.transformer import CausalLM
+from riverrun.train.duration import Duration
 from riverrun.train.finetune import FinetuneConfig, compute_dtype, finetune
 from riverrun.train.loop import Batches, LoopConfig, LoopResult, train
-from riverrun.train.objectives import supervised
+from riverrun.train.objectives.supervised import Supervised
+from riverrun.train.recipe import OptimizerConfig
 from riverrun.train.sampler import PackSampler
 
 __all__ = ["losses", "measure", "read_rows", "start"]
@@ -56,9 +58,9 @@ def _model(job: dict[str, Any], dtype: torch.dtype) -> CausalLM:
 
 def _first_loss(lm: CausalLM, rows: Sequence[TokenRow]) -> float:
     """Mean loss over the labels of `rows` before training, row by row; compiles what the first products compile."""
-    total = 0.0
+    total, objective = 0.0, Supervised(lm)
     for row in rows:
-        loss = supervised(lm, Pack.of((row,)))
+        loss = objective(Pack.of((row,))).total
         loss.backward()  # type: ignore[no-untyped-call]
         total += float(loss.detach())
     for parameter in lm.parameters():
@@ -68,23 +70,18 @@ def _first_loss(lm: CausalLM, rows: Sequence[TokenRow]) -> float:
 
 def _run(lm: CausalLM, batches: Batches, steps: int, job: dict[str, Any]) -> LoopResult:
     """The loop as `riverrun` runs it, without checkpoints in between."""
+    settings = {key: job[key] for key in ("learning_rate", "clip_norm")}
     config = LoopConfig(
-        total_steps=steps,
-        learning_rate=job["learning_rate"],
-        schedule=job.get("schedule", "linear"),
-        warmup_steps=0,
-        clip_norm=job["clip_norm"],
-        betas=BETAS,
-        weight_decay=0.0,
-        save_every=steps + 1,
-        identity="bench",
+        length=Duration(steps, "steps"),
+        optimizer=OptimizerConfig(warmup=0.0, schedule=job.get("schedule", "linear"), betas=BETAS, **settings),
+        identity={"run": "bench"},
     )
     learning: dict[str, torch.Tensor] = {name: p for name, p in lm.named_parameters() if p.requires_grad}
     with tempfile.TemporaryDirectory() as work:
         return train(
             learning,
             batches,
-            lambda pack: supervised(lm, pack),
+            Supervised(lm),
             lm.refresh,
             config,
             work=Path(work),

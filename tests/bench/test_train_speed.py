@@ -411,3 +411,10 @@ def test_the_meter_ends_a_try_after_its_limit(meter: Callable[..., Any]) -> None
     counted.on_step_end(None, SimpleNamespace(global_step=1), control)
     assert control.should_training_stop is True
     assert counted.answer()["stopped"] is True
+
+
+def test_a_try_that_takes_too_long_says_so() -> None:
+    program = "import time; from meter import give_up_after; give_up_after(1); time.sleep(30)"
+    done = subprocess.run([sys.executable, "-c", program], cwd=PEERS, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "not done after 1 s"

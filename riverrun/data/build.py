@@ -67,7 +67,7 @@ class Counts:
         """The conservation law."""
         assert self.records == self.kept + sum(self.bad.values()), f"records were lost: {self}"
 
-    def merged(self, other: Counts) -> Counts:
+    def __add__(self, other: Counts) -> Counts:
         return Counts(
             self.records + other.records,
             self.kept + other.kept,
@@ -320,10 +320,7 @@ def _clear(out: Path) -> None:
 
 
 def _sum(counts: Sequence[Counts]) -> Counts:
-    total = Counts()
-    for each in counts:
-        total = total.merged(each)
-    return total
+    return sum(counts, Counts())
 
 
 def _total(shards: Shards) -> Counts:

@@ -23,6 +23,8 @@ GAP, MORE = 0.01, 64
 """Share of a pack that may stay empty before the pool is given more rows to choose from, and how many."""
 FEW = 4
 """A pack of fewer rows than this, on average, is filled from the pool alone."""
+TAIL = 32
+"""So few rows that are left are packed the longest first."""
 _BITS = 20
 
 
@@ -69,7 +71,7 @@ def _window(lengths: Ints, capacity: int) -> tuple[list[int], list[int]]:
         return item >> _BITS
 
     refill(target)
-    while first < last or pool:
+    while first < last or (pool and (long or len(pool) <= TAIL)):
         before, room = len(rows), capacity
         # rows that are too long to close a gap gather in the pool
         if pool and (long or first == last or len(pool) > target + MORE):
@@ -83,7 +85,12 @@ def _window(lengths: Ints, capacity: int) -> tuple[list[int], list[int]]:
         counts.append(len(rows) - before)
         missing = target - len(pool)
         if room > GAP * capacity and missing > -8 * target:
-            missing = max(missing, MORE)
+            missing = max(missing, min(MORE, target))
         if missing > 0:
             refill(missing)
+    if pool:  # the same again with what is left, so that it does not end up sorted
+        left = sorted(item & ((1 << _BITS) - 1) for item in pool)
+        drawn, more = _window(lengths[left], capacity)
+        rows += [left[row] for row in drawn]
+        counts += more
     return rows, counts

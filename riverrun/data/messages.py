@@ -26,7 +26,7 @@ _OPENAI_ROLES: dict[str, Role] = {
 }
 _SHAREGPT_ROLES: dict[str, Role | Literal["call"]] = {
     **{"system": "system", "human": "user", "user": "user"},
-    **{"gpt": "assistant", "assistant": "assistant", "chatgpt": "assistant", "bard": "assistant", "bing": "assistant"},
+    **{"gpt": "assistant", "assistant": "assistant"},
     **{"function_call": "call", "tool_call": "call"},
     **{"observation": "tool", "tool": "tool", "tool_response": "tool", "function_response": "tool"},
 }
@@ -87,8 +87,8 @@ def _openai_message(row: Row, number: int) -> Message:
         raise BadRow("unknown_role", f"message {number} has the role {shown(row.get('role'))!r}")
     content, given = row.get("content"), row.get("tool_calls")
     thought = row.get("reasoning_content") or ""
-    if isinstance(content, str) and not given and not thought and len(row) <= 3:
-        return Message(role, (Text(content),) if content else (), (), row.get("tool_call_id") or "")
+    if isinstance(content, str) and len(row) == 2:
+        return plain(role, content)
     calls: list[ToolCall] = []
     text = content if isinstance(content, str) else ""
     if isinstance(content, list):

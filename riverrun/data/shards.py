@@ -124,11 +124,11 @@ class Shards:
 
     @cached_property
     def lengths(self) -> NDArray[np.int64]:
-        return np.diff(self._offsets).astype(np.int64)
+        return np.array(np.diff(self._offsets), dtype=np.int64)
 
     @cached_property
     def labels(self) -> NDArray[np.int64]:
-        return self._map("labels.u32").astype(np.int64)
+        return np.array(self._map("labels.u32"), dtype=np.int64)
 
     @property
     def paired(self) -> bool:

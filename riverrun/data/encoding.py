@@ -20,6 +20,7 @@ from riverrun.data.examples import BadRow, Example
 from riverrun.models.bulk import BulkEncoder, Turns
 from riverrun.models.chat import ChatTemplate
 from riverrun.models.tokenizer import Tokenizer
+from riverrun.models.words import Words
 from riverrun.wire.codec import get_codec
 
 __all__ = ["GOOD", "PLAIN", "REJECTED", "EncodeConfig", "Encoded", "RowEncoder", "TokenLists", "check_template"]
@@ -132,6 +133,7 @@ class RowEncoder:
     def __init__(self, tokenizer: Tokenizer, template: ChatTemplate | None, config: EncodeConfig) -> None:
         self.tokenizer, self.config = tokenizer, config
         self.codec = get_codec(config.codec)
+        self.words = Words(tokenizer)
         self.bulk = BulkEncoder(template, tokenizer) if template is not None else None
         self.facts = check_template(tokenizer, template) if template is not None else None
         self._start = tokenizer.bos_id if tokenizer.bos_id is not None else tokenizer.eos_id
@@ -269,14 +271,20 @@ class RowEncoder:
             size += len(text)
         return out
 
+    def _many(self, texts: Sequence[str]) -> list[list[int]]:
+        takes = [self.words.takes(text) for text in texts]
+        worded = iter(self.words.encode([text for text, taken in zip(texts, takes, strict=True) if taken]))
+        others = iter(self.tokenizer.encode_many([t for t, taken in zip(texts, takes, strict=True) if not taken]))
+        return [next(worded) if taken else next(others).ids for taken in takes]
+
     def _group_ids(self, texts: Sequence[str]) -> list[list[int] | BadRow]:
         try:
             if len(texts) == 1:
                 ids: list[int] = []
                 for stretch in _stretches(texts[0]):
-                    ids += self.tokenizer.encode_many([stretch])[0].ids
+                    ids += self._many([stretch])[0]
                 return [ids]
-            return [each.ids for each in self.tokenizer.encode_many(texts)]
+            return [*self._many(texts)]
         except InputError as error:
             if len(texts) == 1:
                 return [BadRow("not_utf8", str(error))]

@@ -10,7 +10,7 @@ that look into contents, special tokens that swallow the white space of a conten
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -21,6 +21,7 @@ from riverrun.models.chat import ChatTemplate, Talk
 from riverrun.models.jinja import TemplateCode
 from riverrun.models.opaque import Hole, Opaque, read_holes
 from riverrun.models.tokenizer import Tokenizer
+from riverrun.models.words import Words
 
 __all__ = ["BulkEncoder", "Turns"]
 
@@ -28,7 +29,6 @@ Turns = tuple[list[int], list[tuple[int, int]]]
 """Token ids, and the tokens [first, last) of each assistant turn."""
 
 MAX_SHAPES = 4096
-MAX_FIXED = 4096
 _TRIM: dict[str, Callable[[str], str]] = {"n": str, "t": str.strip, "l": str.lstrip, "r": str.rstrip}
 
 
@@ -64,7 +64,7 @@ class BulkEncoder:
     def __init__(self, template: ChatTemplate, tokenizer: Tokenizer) -> None:
         self.template, self.tokenizer = template, tokenizer
         self._shapes: dict[tuple[Role, ...], _Shape | None] = {}
-        self._fixed: dict[str, list[int]] = {}
+        self._words = Words(tokenizer)
         texts = sorted(tokenizer.special, key=len, reverse=True)
         self._special = re.compile("|".join([*map(re.escape, texts), "[\ufdd0-\ufdef]"]))
         self._heads = {text[:size] for text in texts for size in range(1, len(text))}
@@ -76,73 +76,49 @@ class BulkEncoder:
     def encode(self, talks: Sequence[Sequence[Message]]) -> list[Turns | InputError]:
         """Ids and turns of each conversation without tools, or why it has none."""
         out: list[Turns | InputError | None] = [None] * len(talks)
-        plans: list[tuple[int, _Shape, list[str]]] = []
-        texts: dict[str, int] = {}
-        placed: dict[str, int] = {}
+        plans: list[tuple[int, _Shape, list[tuple[str, int, str]]]] = []
+        texts: dict[str, list[int]] = {}
+        heads: dict[tuple[str, int], tuple[list[int], int]] = {}
         for number, talk in enumerate(talks):
             if (plan := self._plan(talk)) is None:
                 out[number] = self._alone(talk)
                 continue
             shape, contents = plan
-            filled = []
+            filled: list[tuple[str, int, str]] = []
             for piece in shape.pieces:
                 if piece.parts:
                     text = "".join(p if isinstance(p, str) else _TRIM[p[1]](contents[p[0]]) for p in piece.parts)
-                    filled.append(text)
-                    if piece.begins >= 0:
-                        placed.setdefault(text, len(placed))
-                    elif text not in self._fixed:
-                        texts.setdefault(text, len(texts))
+                    place = _offset(piece, contents) if piece.begins >= 0 else 0
+                    head, rest = self._cut(text, place) if piece.begins >= 0 else ("", text)
+                    filled.append((head, place, rest))
+                    if head:
+                        heads[head, place] = ([], 0)
+                    texts[rest] = []
             plans.append((number, shape, filled))
         try:
-            plain = [each.ids for each in self.tokenizer.encode_many(list(texts))]
-            found = self.tokenizer.encode_many(list(placed), places=True)
+            self._encode(texts, heads)
         except InputError:  # one of them is no text: each for itself, and that one is told
             return [self._alone(talk) for talk in talks]
-        known = dict(zip(texts, plain, strict=True))
         for number, shape, filled in plans:
-            talk = talks[number]
-            out[number] = self._fill(shape, filled, talk, known, placed, found)
-        self._remember(known)
+            out[number] = _fill(shape, filled, texts, heads)
         return [each for each in out if each is not None]
 
-    def _fill(
-        self,
-        shape: _Shape,
-        filled: list[str],
-        talk: Sequence[Message],
-        known: dict[str, list[int]],
-        placed: dict[str, int],
-        found: list[Any],
-    ) -> Turns:
-        ids: list[int] = []
-        firsts, lasts = [0] * shape.turns, [0] * shape.turns
-        at = 0
-        for piece in shape.pieces:
-            if not piece.parts:
-                if piece.begins >= 0:
-                    firsts[piece.begins] = len(ids) + piece.place
-                ids += piece.ids
-            else:
-                text = filled[at]
-                at += 1
-                if piece.begins >= 0:
-                    encoding = found[placed[text]]
-                    firsts[piece.begins] = len(ids) + _token_at(encoding, _offset(piece, talk))
-                    ids += encoding.ids
-                else:
-                    ids += known[text] if text in known else self._fixed[text]
-            if piece.ends >= 0:
-                lasts[piece.ends] = len(ids)
-        return ids, list(zip(firsts, lasts, strict=True))
+    def _cut(self, text: str, place: int) -> tuple[str, str]:
+        """The words up to that of a place, and the rest; all of it where words cannot be told."""
+        space = text.find(" ", place + 1) if self._words.takes(text) else -1
+        return (text[:space], text[space:]) if space > 0 else (text, "")
 
-    def _remember(self, known: dict[str, list[int]]) -> None:
-        """Keep the ids of short texts such as a system's, which come again."""
-        if len(self._fixed) + len(known) > MAX_FIXED:
-            self._fixed = {}
-        for text, ids in list(known.items())[:MAX_FIXED]:
-            if len(text) <= 4096:
-                self._fixed[text] = ids
+    def _encode(self, texts: dict[str, list[int]], heads: dict[tuple[str, int], tuple[list[int], int]]) -> None:
+        """Fill in ids of texts, and ids and token of a place of heads."""
+        plain: list[str] = []
+        by_word: list[str] = []
+        for text in texts:
+            (by_word if self._words.takes(text) else plain).append(text)
+        texts |= zip(plain, (each.ids for each in self.tokenizer.encode_many(plain)), strict=True)
+        texts |= zip(by_word, self._words.encode(by_word), strict=True)
+        found = self.tokenizer.encode_many([text for text, _ in heads], places=True)
+        for key, encoding in zip(heads, found, strict=True):
+            heads[key] = (encoding.ids, _token_at(encoding, key[1]))
 
     def _alone(self, talk: Sequence[Message]) -> Turns | InputError:
         try:
@@ -267,11 +243,38 @@ class BulkEncoder:
                 raise _Unfit
 
 
-def _offset(piece: _Piece, talk: Sequence[Message]) -> int:
+def _fill(
+    shape: _Shape,
+    filled: Sequence[tuple[str, int, str]],
+    texts: Mapping[str, list[int]],
+    heads: Mapping[tuple[str, int], tuple[list[int], int]],
+) -> Turns:
+    """Put the ids of a conversation's pieces together."""
+    ids: list[int] = []
+    firsts, lasts = [0] * shape.turns, [0] * shape.turns
+    given = iter(filled)
+    for piece in shape.pieces:
+        if not piece.parts:
+            if piece.begins >= 0:
+                firsts[piece.begins] = len(ids) + piece.place
+            ids += piece.ids
+        else:
+            head, place, rest = next(given)
+            if piece.begins >= 0:
+                begun, token = heads[head, place]
+                firsts[piece.begins] = len(ids) + token
+                ids += begun
+            ids += texts[rest]
+        if piece.ends >= 0:
+            lasts[piece.ends] = len(ids)
+    return ids, list(zip(firsts, lasts, strict=True))
+
+
+def _offset(piece: _Piece, contents: Sequence[str]) -> int:
     """Characters of a filled piece before the place where its turn begins."""
     before = 0
     for part in piece.parts[: piece.part]:
-        before += len(part if isinstance(part, str) else _TRIM[part[1]](talk[part[0]].text))
+        before += len(part if isinstance(part, str) else _TRIM[part[1]](contents[part[0]]))
     return before + piece.place
 
 

@@ -210,6 +210,10 @@ class Tokenizer:
         """Whether the first word of a text is read as if a space stood before it, and only there."""
         return self._first_prefix
 
+    def parts(self, text: str) -> list[tuple[str, tuple[int, int]]]:
+        """The parts that a text is cut into before each is tokenised by itself, with their characters [start, end)."""
+        return list(self._backend.pre_tokenizer.pre_tokenize_str(text))
+
     def encode_many(self, texts: Sequence[str], *, places: bool = False) -> list[Any]:
         """Encodings (of the `tokenizers` package: `ids`, and with `places` `char_to_token` and `offsets`) of stretches
         of text as `segments` gives them, together. InputError when one holds half of a surrogate pair."""

@@ -14,6 +14,7 @@ from riverrun.models.chat import ChatTemplate
 from riverrun.models.opaque import NotOpaque, Opaque
 from riverrun.models.templates import builtin_template
 from riverrun.models.tokenizer import Tokenizer
+from riverrun.models.words import Words
 from tests.tiny_model import CHATML, SPECIAL, write_tokenizer
 
 EDGES = ["", " ", "\n", "  ", ""]
@@ -134,3 +135,17 @@ def test_an_opaque_text_cannot_be_looked_into() -> None:
     for other in (lambda: len(value), lambda: {value: 1}):
         with pytest.raises((TypeError, NotOpaque)):
             other()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_word_by_word_gives_the_ids_of_the_whole_text(name: str) -> None:
+    rng, tokenizer = random.Random(f"words {name}"), build(name)
+    words = Words(tokenizer)
+    odd = ["\n", "a\nb", "\t", "\u3000", "7", "'s", "don't", "字", "é", "e\u0301", "end.\n\n", "x" * 40, "(", "...", ""]
+    texts = [rng.choice(["", " "]) + " ".join(rng.choices([*WORDS, *odd], k=rng.randint(1, 9))) for _ in range(400)]
+    taken = [text for text in texts if words.takes(text)]
+    for _ in range(2):
+        assert words.encode(taken) == [each.ids for each in tokenizer.encode_many(taken)]
+    byte_level = name in ("chatml", "llama-3", "llama-3.1", "qwen2.5", "qwen3")
+    assert words.usable == byte_level
+    assert (len(taken) > 50) == byte_level

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, linear
+from torch.utils.checkpoint import checkpoint
 
 from riverrun.base.errors import IntegrityError
 from riverrun.models.attention import Attend, PackedCausal, PackedGroups, Past
@@ -134,6 +135,8 @@ class CausalLM(nn.Module):
         if not config.tie_word_embeddings:
             self.lm_head = nn.Parameter(torch.empty_like(table), requires_grad=False)
         self._packed_head: PackedWeight | None = None
+        self.recompute = 0.0
+        """Share of the layers, from the first on, that keep only their input for the backward and run again there."""
 
     def forward(self, ids_T: Tensor, positions_T: Tensor, attend: Attend, lengths_T: Tensor | None = None) -> Tensor:
         """Token ids and positions -> normed hidden states [T, E].
@@ -144,8 +147,12 @@ class CausalLM(nn.Module):
         if self.config.scale_embeddings:
             x_TE = x_TE * torch.tensor(self.config.hidden_size**0.5, dtype=self.dtype)
         turns = self._rope.tables(positions_T, self.dtype, lengths_T)
-        for layer in self.layers:
-            x_TE = layer(x_TE, turns, attend)
+        again = round(self.recompute * len(self.layers)) if torch.is_grad_enabled() else 0
+        for index, layer in enumerate(self.layers):
+            if index < again:
+                x_TE = checkpoint(layer, x_TE, turns, attend, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x_TE = layer(x_TE, turns, attend)
         return self.norm(x_TE)  # type: ignore[no-any-return]
 
     def packed(

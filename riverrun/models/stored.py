@@ -1,0 +1,221 @@
+"""Matrices kept in four or eight bits and multiplied tile by tile, so that none ever exists whole in 16 bits.
+
+A tile is a run of rows (forward) or of columns (gradient of the input), a few MB in the compute type, made by a native
+kernel where it was built and by numpy otherwise; both give the same bits. Every product runs over the whole inner
+dimension of its tile, so nothing is rounded that a product with the whole matrix would not round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from riverrun.base.errors import IntegrityError
+from riverrun.models import native
+from riverrun.models.quantized.nf4 import BLOCK, Nf4, dequantize_nf4, double_absmax, quantize_nf4
+
+__all__ = ["Factors", "Int8Matrix", "Nf4Matrix", "Stored", "stored_linear", "tile_width"]
+
+TILE_BYTES = 8 << 20
+_LEAST, _MOST = 256, 1024
+
+
+def tile_width(other: int, itemsize: int) -> int:
+    """Rows (columns) of a tile whose other side is `other`: some 8 MB, but wide enough for a fast product."""
+    return max(_LEAST, min(_MOST, TILE_BYTES // (other * itemsize))) // BLOCK * BLOCK
+
+
+class Stored:
+    """A matrix [out, in] in few bits."""
+
+    shape: tuple[int, int]
+
+    @property
+    def nbytes(self) -> int:
+        raise NotImplementedError
+
+    def tile(self, rows: slice, cols: slice, out: Tensor) -> Tensor:
+        """Write the values of these rows and columns to `out` (contiguous, of their shape) and return it."""
+        raise NotImplementedError
+
+    def rows(self, start: int, stop: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+        """Rows [start, stop) in full width."""
+        out = torch.empty(stop - start, self.shape[1], dtype=dtype)
+        return self.tile(slice(start, stop), slice(0, self.shape[1]), out)
+
+    def whole(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """All values: for tests and merges."""
+        return self.rows(0, self.shape[0], dtype)
+
+
+class Nf4Matrix(Stored):
+    """NF4 in blocks of 64 with double quantisation, as bitsandbytes stores it (4.127 bits a value)."""
+
+    def __init__(self, value: Nf4) -> None:
+        assert len(value.shape) == 2, "a matrix has two dimensions"
+        self.value, self.shape = value, (value.shape[0], value.shape[1])
+
+    @classmethod
+    def of(cls, weight: Tensor, name: str = "a weight") -> Nf4Matrix:
+        """Quantise a matrix in bfloat16 or float32; IntegrityError where a value is not finite."""
+        whole = weight.contiguous() if weight.dtype == torch.bfloat16 else weight.float().contiguous()
+        found = native.nf4_quantize(whole.data_ptr(), whole.dtype == torch.float32, tuple(whole.shape))
+        if found is None:
+            found = quantize_nf4(whole.float().numpy(), double=False)
+        if not np.isfinite(found.absmax).all():
+            raise IntegrityError(f"{name} holds values that are not finite: fetch or train the model again")
+        return cls(double_absmax(found))
+
+    @property
+    def nbytes(self) -> int:
+        return self.value.nbytes
+
+    def tile(self, rows: slice, cols: slice, out: Tensor) -> Tensor:
+        if out.dtype in (torch.bfloat16, torch.float32) and native.nf4_dequantize(
+            self.value, rows, cols, out.dtype == torch.float32, out.data_ptr()
+        ):
+            return out
+        width = self.shape[1]
+        first, last = rows.start * width // BLOCK, -(-rows.stop * width // BLOCK)
+        values = dequantize_nf4(self.value, first, last).reshape(-1)
+        start = rows.start * width - first * BLOCK
+        cut = values[start : start + (rows.stop - rows.start) * width].reshape(-1, width)[:, cols]
+        return out.copy_(torch.from_numpy(np.ascontiguousarray(cut)))
+
+
+class Int8Matrix(Stored):
+    """Eight bits a value and one scale a row: value = code * scale, scale = largest magnitude of the row / 127."""
+
+    def __init__(self, codes: Tensor, scale: Tensor) -> None:
+        """codes int8 [out, in], scale float32 [out]."""
+        self.codes, self.scale = codes, scale
+        self.shape = (codes.shape[0], codes.shape[1])
+
+    @classmethod
+    def of(cls, weight: Tensor, name: str = "a weight", *, step: int = 1024) -> Int8Matrix:
+        """Round a matrix, `step` rows at a time; IntegrityError where a value is not finite."""
+        codes = torch.empty(weight.shape, dtype=torch.int8)
+        scale = torch.empty(weight.shape[0])
+        for start in range(0, weight.shape[0], step):
+            rows = weight[start : start + step].float()
+            largest = rows.abs().amax(dim=1)
+            if not bool(torch.isfinite(largest).all()):
+                raise IntegrityError(f"{name} holds values that are not finite: fetch or train the model again")
+            unit = largest / 127
+            scale[start : start + step] = unit
+            codes[start : start + step] = (rows / unit.clamp(min=1e-38)[:, None]).round_()
+        return cls(codes, scale)
+
+    @property
+    def nbytes(self) -> int:
+        return self.codes.numel() + 4 * self.scale.numel()
+
+    def tile(self, rows: slice, cols: slice, out: Tensor) -> Tensor:
+        if out.dtype in (torch.bfloat16, torch.float32) and native.int8_dequantize(
+            self.codes.data_ptr(),
+            self.scale.data_ptr(),
+            self.shape[1],
+            rows,
+            cols,
+            out.dtype == torch.float32,
+            out.data_ptr(),
+        ):
+            return out
+        return out.copy_(self.codes[rows, cols].float() * self.scale[rows, None])
+
+    def take(self, ids: Tensor, dtype: torch.dtype) -> Tensor:
+        """The rows of these ids, [n, in]: an embedding."""
+        return (self.codes[ids].float() * self.scale[ids, None]).to(dtype)
+
+
+Factors = tuple[slice, float]
+"""The rows of the output that an adapter adds to, and its scale; A and B are handed over beside it."""
+
+
+def stored_linear(
+    x: Tensor, stored: Sequence[Stored], adapters: Sequence[Factors] = (), factors: Sequence[Tensor] = ()
+) -> Tensor:
+    """x [T, in] -> x W^T + s (x A^T) B^T, [T, out]; W are the rows of all `stored`, factors A, B of each adapter.
+
+    Gradients reach x and the factors (in their own dtype); of W nothing whole is ever formed.
+    """
+    return _StoredLinear.apply(x, tuple(stored), tuple(adapters), *factors)  # type: ignore[no-any-return,no-untyped-call]
+
+
+def _row_tiles(stored: Sequence[Stored], itemsize: int) -> Iterator[tuple[Stored, int, slice, slice]]:
+    """(matrix, its number, its rows, their rows in the output) of every tile of the forward."""
+    start = 0
+    for number, each in enumerate(stored):
+        out, width = each.shape[0], tile_width(each.shape[1], itemsize)
+        for at in range(0, out, width):
+            stop = min(out, at + width)
+            yield each, number, slice(at, stop), slice(start + at, start + stop)
+        start += out
+
+
+class _StoredLinear(torch.autograd.Function):
+    """Saves x, x A^T and the factors; the adapters' part is added to each tile before it is written."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, stored: tuple[Stored, ...], adapters: tuple[Factors, ...], *factors: Tensor
+    ) -> Tensor:
+        ctx.stored, ctx.adapters = stored, adapters
+        xa = linear(x, torch.cat([a.to(x.dtype) for a in factors[0::2]])) if factors else None  # [T, sum of ranks]
+        spans, at = [], 0
+        for (rows, scale), b in zip(adapters, factors[1::2], strict=True):
+            spans.append((rows, scale, b.to(x.dtype), slice(at, at + b.shape[1])))
+            at += b.shape[1]
+        out = x.new_empty(x.shape[0], sum(each.shape[0] for each in stored))
+        for each, _, own, there in _row_tiles(stored, x.element_size()):
+            weight = each.tile(own, slice(0, each.shape[1]), x.new_empty(own.stop - own.start, each.shape[1]))
+            piece = x @ weight.T
+            for rows, scale, b, ranks in spans:
+                if rows.start <= there.start and there.stop <= rows.stop:
+                    assert xa is not None
+                    own_b = b[there.start - rows.start : there.stop - rows.start]
+                    piece.addmm_(xa[:, ranks], own_b.T, alpha=scale)
+            out[:, there] = piece
+        ctx.save_for_backward(x, xa, *factors)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, xa, *factors = ctx.saved_tensors
+        dy = grads[0]
+        projected, d_factors, at = [], [], 0
+        for (rows, scale), a, b in zip(ctx.adapters, factors[0::2], factors[1::2], strict=True):
+            rank, part = b.shape[1], dy[:, rows]
+            projected.append((part @ b.to(x.dtype)) * scale)
+            d_factors += [a, (part.T @ xa[:, at : at + rank]).to(b.dtype) * scale]
+            at += rank
+        along = torch.cat(projected, dim=1) if projected else None  # [T, sum of ranks]
+        if along is not None:
+            da = (along.T @ x).to(factors[0].dtype).split([b.shape[1] for b in factors[1::2]])
+            d_factors[0::2] = list(da)
+        dx = _input_gradient(dy, ctx.stored, along, factors[0::2]) if ctx.needs_input_grad[0] else None
+        return (dx, None, None, *d_factors)
+
+
+def _input_gradient(dy: Tensor, stored: Sequence[Stored], along: Tensor | None, a: Sequence[Tensor]) -> Tensor:
+    """dy W + (s dy B) A, [T, in], a run of columns at a time."""
+    outs, width = [each.shape[0] for each in stored], stored[0].shape[1]
+    step = tile_width(sum(outs), dy.element_size())
+    dx = dy.new_empty(dy.shape[0], width)
+    stacked = torch.cat([each.to(dy.dtype) for each in a]) if along is not None else None
+    for at in range(0, width, step):
+        cols = slice(at, min(width, at + step))
+        weight, start = dy.new_empty(sum(outs), cols.stop - at), 0
+        for each, out in zip(stored, outs, strict=True):
+            each.tile(slice(0, out), cols, weight[start : start + out])
+            start += out
+        piece = dy @ weight
+        if along is not None and stacked is not None:
+            piece.addmm_(along, stacked[:, cols])
+        dx[:, cols] = piece
+    return dx

@@ -6,18 +6,26 @@
 // the last bit: each product and sum is rounded once (`volatile` keeps them from becoming one instruction), bfloat16 is
 // rounded to nearest, ties to even. A block that holds something that is not a number gets an absmax that is none.
 //
-// Written three times where it pays: AVX-512 (BW), AVX2, and plain C++; chosen at run time, `path` forces one in tests.
+// Written three times where it pays: AVX-512 (BW), AVX2, and plain C++; chosen at run time.
 
 #include <cstdint>
 #include <cstring>
 #include <limits>
 
+#include "common.h"
+
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wuninitialized"  // of GCC 12's own header (PR 105593)
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
 #if defined(__x86_64__)
 #include <immintrin.h>
 #define RR_X86 1
 #define RR_512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq")))
 #define RR_256 __attribute__((target("avx2")))
 #endif
+
+RIVERRUN_API int riverrun_level();
 
 namespace {
 
@@ -54,20 +62,10 @@ inline float from_bf16(uint16_t value) {
   return out;
 }
 
-inline int best_path() {
-#if RR_X86
-  static const int found = __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") ? 2
-                           : __builtin_cpu_supports("avx2")                                        ? 1
-                                                                                                     : 0;
-  return found;
-#else
-  return 0;
-#endif
-}
-
-inline int choose_path(int wanted) {
-  const int best = best_path();
-  return wanted < 0 || wanted > best ? best : wanted;
+// 0 plain, 1 AVX2, 2 AVX-512: the instruction set of all kernels (dispatch.cpp).
+inline int path() {
+  const int level = riverrun_level();
+  return level > 2 ? 2 : level;
 }
 
 // -- one block of 64 values into 64 places -------------------------------------------------------------------------
@@ -328,29 +326,26 @@ struct Int8Row {
 
 }  // namespace
 
-extern "C" {
-
-// out [row1 - row0, col1 - col0], bfloat16 (wide 0) or float32 (wide 1). codes null: absmax is plain float32.
-// path: -1 the best of this processor, 0 plain, 1 AVX2, 2 AVX-512.
-void rr_nf4_dequantize(const uint8_t* packed, const uint8_t* codes, const float* absmax, const float* scale, float mean,
-                       const float* levels, const float* dynamic, int64_t cols, int64_t row0, int64_t row1,
-                       int64_t col0, int64_t col1, int wide, void* out, int path) {
+// out [row1 - row0, col1 - col0], float32 (dtype 0) or bfloat16 (dtype 1). codes null: absmax is plain float32.
+RIVERRUN_API void riverrun_nf4_dequantize(int64_t dtype, const uint8_t* packed, const uint8_t* codes,
+                                          const float* absmax, const float* scale, float mean, const float* levels,
+                                          const float* dynamic, int64_t cols, int64_t row0, int64_t row1, int64_t col0,
+                                          int64_t col1, void* out) {
   const Nf4 w{packed, codes, absmax, dynamic, scale, levels, mean};
-  path = choose_path(path);
-  if (wide)
-    slab(w, cols, row0, row1, col0, col1, static_cast<float*>(out), fp32_block(path), Fp32());
+  if (dtype == 0)
+    slab(w, cols, row0, row1, col0, col1, static_cast<float*>(out), fp32_block(path()), Fp32());
   else
-    slab(w, cols, row0, row1, col0, col1, static_cast<uint16_t*>(out), bf16_block(path), to_bf16);
+    slab(w, cols, row0, row1, col0, col1, static_cast<uint16_t*>(out), bf16_block(path()), to_bf16);
 }
 
-// values [blocks * 64], bfloat16 (wide 0) or float32 (wide 1); middles: 15 bounds between the levels and one more.
-void rr_nf4_quantize(const void* values, int wide, int64_t blocks, const float* middles, uint8_t* packed, float* absmax,
-                     int path) {
-  const QuantizeBlock one = quantize_block(choose_path(path));
+// values [blocks * 64], float32 (dtype 0) or bfloat16 (dtype 1); middles: 15 bounds between the levels and one more.
+RIVERRUN_API void riverrun_nf4_quantize(int64_t dtype, const void* values, int64_t blocks, const float* middles,
+                                        uint8_t* packed, float* absmax) {
+  const QuantizeBlock one = quantize_block(path());
 #pragma omp parallel for schedule(static)
   for (int64_t block = 0; block < blocks; ++block) {
     float row[kBlock];
-    if (wide) {
+    if (dtype == 0) {
       std::memcpy(row, static_cast<const float*>(values) + block * kBlock, sizeof(row));
     } else {
       const uint16_t* from = static_cast<const uint16_t*>(values) + block * kBlock;
@@ -360,16 +355,11 @@ void rr_nf4_quantize(const void* values, int wide, int64_t blocks, const float* 
   }
 }
 
-// 8-bit rows: value = code * scale[row]; out [row1 - row0, col1 - col0] in bfloat16 (wide 0) or float32 (wide 1).
-void rr_int8_dequantize(const int8_t* codes, const float* scale, int64_t cols, int64_t row0, int64_t row1, int64_t col0,
-                        int64_t col1, int wide, void* out, int path) {
-  path = choose_path(path);
-  if (wide)
-    Int8Row<float, Fp32>::run(path, codes, scale, cols, row0, row1, col0, col1, static_cast<float*>(out));
+// 8-bit rows: value = code * scale[row]; out [row1 - row0, col1 - col0], float32 (dtype 0) or bfloat16 (dtype 1).
+RIVERRUN_API void riverrun_int8_dequantize(int64_t dtype, const int8_t* codes, const float* scale, int64_t cols,
+                                           int64_t row0, int64_t row1, int64_t col0, int64_t col1, void* out) {
+  if (dtype == 0)
+    Int8Row<float, Fp32>::run(path(), codes, scale, cols, row0, row1, col0, col1, static_cast<float*>(out));
   else
-    Int8Row<uint16_t, Bf16>::run(path, codes, scale, cols, row0, row1, col0, col1, static_cast<uint16_t*>(out));
+    Int8Row<uint16_t, Bf16>::run(path(), codes, scale, cols, row0, row1, col0, col1, static_cast<uint16_t*>(out));
 }
-
-int rr_nf4_path(void) { return best_path(); }
-
-}  // extern "C"

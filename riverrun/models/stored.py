@@ -7,7 +7,9 @@ dimension of its tile, so nothing is rounded that a product with the whole matri
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,16 @@ from torch.nn.functional import linear
 
 from riverrun.base.errors import IntegrityError
 from riverrun.models import native
-from riverrun.models.quantized.nf4 import BLOCK, Nf4, dequantize_nf4, double_absmax, quantize_nf4
+from riverrun.models.quantized.nf4 import (
+    BLOCK,
+    NF4_LEVELS,
+    NF4_MIDDLES,
+    Nf4,
+    dequantize_nf4,
+    double_absmax,
+    dynamic_levels,
+    quantize_nf4,
+)
 
 __all__ = ["Factors", "Int8Matrix", "Nf4Matrix", "Stored", "stored_linear", "tile_width"]
 
@@ -33,7 +44,7 @@ def tile_width(other: int, itemsize: int) -> int:
 class Stored:
     """A matrix [out, in] in few bits."""
 
-    shape: tuple[int, int]
+    shape: torch.Size
 
     @property
     def nbytes(self) -> int:
@@ -58,14 +69,15 @@ class Nf4Matrix(Stored):
 
     def __init__(self, value: Nf4) -> None:
         assert len(value.shape) == 2, "a matrix has two dimensions"
-        self.value, self.shape = value, (value.shape[0], value.shape[1])
+        self.value, self.shape = value, torch.Size(value.shape)
 
     @classmethod
     def of(cls, weight: Tensor, name: str = "a weight") -> Nf4Matrix:
         """Quantise a matrix in bfloat16 or float32; IntegrityError where a value is not finite."""
         whole = weight.contiguous() if weight.dtype == torch.bfloat16 else weight.float().contiguous()
-        found = native.nf4_quantize(whole.data_ptr(), whole.dtype == torch.float32, tuple(whole.shape))
-        if found is None:
+        if native.fits(whole) and whole.numel() % BLOCK == 0:
+            found = _quantize(whole)
+        else:
             found = quantize_nf4(whole.float().numpy(), double=False)
         if not np.isfinite(found.absmax).all():
             raise IntegrityError(f"{name} holds values that are not finite: fetch or train the model again")
@@ -76,9 +88,22 @@ class Nf4Matrix(Stored):
         return self.value.nbytes
 
     def tile(self, rows: slice, cols: slice, out: Tensor) -> Tensor:
-        if out.dtype in (torch.bfloat16, torch.float32) and native.nf4_dequantize(
-            self.value, rows, cols, out.dtype == torch.float32, out.data_ptr()
-        ):
+        value = self.value
+        if native.fits(out) and value.block == BLOCK:
+            double = value.absmax_scale is not None
+            native.call(
+                "nf4_dequantize",
+                native.dtype_code(out),
+                _pointer(value.packed),
+                _pointer(value.absmax) if double else None,
+                None if double else _pointer(value.absmax),
+                None if value.absmax_scale is None else _pointer(value.absmax_scale),
+                value.absmax_mean,
+                *_constants(),
+                self.shape[1],
+                *(rows.start, rows.stop, cols.start, cols.stop),
+                out,
+            )
             return out
         width = self.shape[1]
         first, last = rows.start * width // BLOCK, -(-rows.stop * width // BLOCK)
@@ -88,13 +113,39 @@ class Nf4Matrix(Stored):
         return out.copy_(torch.from_numpy(np.ascontiguousarray(cut)))
 
 
+def _pointer(array: np.ndarray[Any, Any]) -> ctypes.c_void_p:
+    assert array.flags.c_contiguous, "kernels take contiguous arrays"
+    return ctypes.c_void_p(array.ctypes.data)
+
+
+@cache
+def _tables() -> tuple[np.ndarray[Any, Any], ...]:
+    """The levels of NF4 and of its absmax, and the bounds between the former."""
+    return NF4_LEVELS.copy(), dynamic_levels(), np.append(NF4_MIDDLES, np.float32(2))
+
+
+def _constants() -> tuple[ctypes.c_void_p, ctypes.c_void_p]:
+    return _pointer(_tables()[0]), _pointer(_tables()[1])
+
+
+def _quantize(whole: Tensor) -> Nf4:
+    """The kernel's form of `quantize_nf4` without double quantisation."""
+    blocks = whole.numel() // BLOCK
+    packed, absmax = np.empty(whole.numel() // 2, np.uint8), np.empty(blocks, np.float32)
+    bounds = _pointer(_tables()[2])
+    native.call("nf4_quantize", native.dtype_code(whole), whole, blocks, bounds, _pointer(packed), _pointer(absmax))
+    return Nf4(packed, absmax, tuple(whole.shape))
+
+
 class Int8Matrix(Stored):
     """Eight bits a value and one scale a row: value = code * scale, scale = largest magnitude of the row / 127."""
 
     def __init__(self, codes: Tensor, scale: Tensor) -> None:
         """codes int8 [out, in], scale float32 [out]."""
         self.codes, self.scale = codes, scale
-        self.shape = (codes.shape[0], codes.shape[1])
+        self.dtype = torch.bfloat16
+        """Of what `slabs` gives out."""
+        self.shape = codes.shape
 
     @classmethod
     def of(cls, weight: Tensor, name: str = "a weight", *, step: int = 1024) -> Int8Matrix:
@@ -116,25 +167,33 @@ class Int8Matrix(Stored):
         return self.codes.numel() + 4 * self.scale.numel()
 
     def tile(self, rows: slice, cols: slice, out: Tensor) -> Tensor:
-        if out.dtype in (torch.bfloat16, torch.float32) and native.int8_dequantize(
-            self.codes.data_ptr(),
-            self.scale.data_ptr(),
-            self.shape[1],
-            rows,
-            cols,
-            out.dtype == torch.float32,
-            out.data_ptr(),
-        ):
+        if native.fits(out):
+            native.call(
+                "int8_dequantize",
+                native.dtype_code(out),
+                self.codes,
+                self.scale,
+                self.shape[1],
+                *(rows.start, rows.stop, cols.start, cols.stop),
+                out,
+            )
             return out
         return out.copy_(self.codes[rows, cols].float() * self.scale[rows, None])
+
+    def slabs(self) -> Iterator[tuple[slice, Tensor]]:
+        """All rows in runs, in order: (rows, their values). One run is in full width at a time."""
+        width = tile_width(self.shape[1], self.dtype.itemsize)
+        for start in range(0, self.shape[0], width):
+            stop = min(self.shape[0], start + width)
+            yield slice(start, stop), self.rows(start, stop, self.dtype)
 
     def take(self, ids: Tensor, dtype: torch.dtype) -> Tensor:
         """The rows of these ids, [n, in]: an embedding."""
         return (self.codes[ids].float() * self.scale[ids, None]).to(dtype)
 
 
-Factors = tuple[slice, float]
-"""The rows of the output that an adapter adds to, and its scale; A and B are handed over beside it."""
+Factors = tuple[int, int, float]
+"""First row and end of what an adapter adds to in the output, and its scale; A and B are handed over beside it."""
 
 
 def stored_linear(
@@ -168,17 +227,17 @@ class _StoredLinear(torch.autograd.Function):
         ctx.stored, ctx.adapters = stored, adapters
         xa = linear(x, torch.cat([a.to(x.dtype) for a in factors[0::2]])) if factors else None  # [T, sum of ranks]
         spans, at = [], 0
-        for (rows, scale), b in zip(adapters, factors[1::2], strict=True):
-            spans.append((rows, scale, b.to(x.dtype), slice(at, at + b.shape[1])))
+        for (first, last, scale), b in zip(adapters, factors[1::2], strict=True):
+            spans.append((first, last, scale, b.to(x.dtype), slice(at, at + b.shape[1])))
             at += b.shape[1]
         out = x.new_empty(x.shape[0], sum(each.shape[0] for each in stored))
         for each, _, own, there in _row_tiles(stored, x.element_size()):
             weight = each.tile(own, slice(0, each.shape[1]), x.new_empty(own.stop - own.start, each.shape[1]))
             piece = x @ weight.T
-            for rows, scale, b, ranks in spans:
-                if rows.start <= there.start and there.stop <= rows.stop:
+            for first, last, scale, b, ranks in spans:
+                if first <= there.start and there.stop <= last:
                     assert xa is not None
-                    own_b = b[there.start - rows.start : there.stop - rows.start]
+                    own_b = b[there.start - first : there.stop - first]
                     piece.addmm_(xa[:, ranks], own_b.T, alpha=scale)
             out[:, there] = piece
         ctx.save_for_backward(x, xa, *factors)
@@ -189,8 +248,8 @@ class _StoredLinear(torch.autograd.Function):
         x, xa, *factors = ctx.saved_tensors
         dy = grads[0]
         projected, d_factors, at = [], [], 0
-        for (rows, scale), a, b in zip(ctx.adapters, factors[0::2], factors[1::2], strict=True):
-            rank, part = b.shape[1], dy[:, rows]
+        for (first, last, scale), a, b in zip(ctx.adapters, factors[0::2], factors[1::2], strict=True):
+            rank, part = b.shape[1], dy[:, first:last]
             projected.append((part @ b.to(x.dtype)) * scale)
             d_factors += [a, (part.T @ xa[:, at : at + rank]).to(b.dtype) * scale]
             at += rank

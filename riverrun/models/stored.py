@@ -8,6 +8,7 @@ dimension of its tile, so nothing is rounded that a product with the whole matri
 from __future__ import annotations
 
 import ctypes
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Any
@@ -41,18 +42,19 @@ def tile_width(other: int, itemsize: int) -> int:
     return max(_LEAST, min(_MOST, TILE_BYTES // (other * itemsize))) // BLOCK * BLOCK
 
 
-class Stored:
+class Stored(ABC):
     """A matrix [out, in] in few bits."""
 
     shape: torch.Size
 
     @property
+    @abstractmethod
     def nbytes(self) -> int:
-        raise NotImplementedError
+        """Bytes that are held."""
 
+    @abstractmethod
     def tile(self, rows: slice, cols: slice, out: Tensor) -> Tensor:
         """Write the values of these rows and columns to `out` (contiguous, of their shape) and return it."""
-        raise NotImplementedError
 
     def rows(self, start: int, stop: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
         """Rows [start, stop) in full width."""

@@ -199,6 +199,8 @@ def test_no_tile_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
 
     class Watched(Stored):
         shape = torch.Size((8192, 4096))
+        nbytes = 0
+
 
         def tile(self, rows: slice, cols: slice, out: Tensor) -> Tensor:
             seen.append(out.numel() * out.element_size())

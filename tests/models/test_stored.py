@@ -201,7 +201,6 @@ def test_no_tile_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
         shape = torch.Size((8192, 4096))
         nbytes = 0
 
-
         def tile(self, rows: slice, cols: slice, out: Tensor) -> Tensor:
             seen.append(out.numel() * out.element_size())
             return out.zero_()

@@ -20,7 +20,7 @@ from riverrun.base.artifacts import digest_json, write_json
 from riverrun.base.errors import InputError
 from riverrun.models.config import ModelConfig
 from riverrun.models.io.bnb import METHOD, check_nf4, nf4_tensors, quantization_config, read_nf4
-from riverrun.models.io.hf import read_weights
+from riverrun.models.io.hf import Weights, read_weights
 from riverrun.models.io.safetensors import Entry, SafetensorsFile, write_safetensors
 from riverrun.models.load import Checkpoint, save_companions
 from riverrun.models.stored import Int8Matrix, Nf4Matrix, Stored
@@ -67,7 +67,7 @@ def load_nf4(
     else:
         folder = checkpoint.path if _stored_nf4(checkpoint) else None
     model = CausalLM(checkpoint.config, dtype, empty=True)
-    items = _mapped(folder, checkpoint.config, dtype) if folder else quantized(_plain(checkpoint), dtype, tables)
+    items = _mapped(folder, checkpoint.config, dtype) if folder else _quantized(checkpoint, dtype, tables)
     with torch.no_grad():
         model.load(items, str(folder or checkpoint.path))
     return model.eval()
@@ -98,6 +98,26 @@ def _plain(checkpoint: Checkpoint) -> Iterator[tuple[str, Tensor]]:
             yield name, torch.from_numpy(values)
     else:
         yield from read_weights(checkpoint.path, checkpoint.quantization, checkpoint.config)
+
+
+def _in_place(checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[str, Tensor] | None:
+    """The embedding as a view of the mapped file, of which only rows that are looked up are read.
+
+    None where it is the head as well, or does not stand in `dtype` in a file.
+    """
+    if checkpoint.gguf or checkpoint.quantization or checkpoint.config.tie_word_embeddings:
+        return None
+    stored = Weights(checkpoint.path, checkpoint.config)
+    name = TABLES[0]
+    return (name, stored.mapped(name)) if stored.dtype(name) == dtype else None
+
+
+def _quantized(checkpoint: Checkpoint, dtype: torch.dtype, tables: Tables) -> Iterator[tuple[str, Tensor | Stored]]:
+    found = _in_place(checkpoint, dtype)
+    if found is not None:
+        yield found
+    weights = ((name, tensor) for name, tensor in _plain(checkpoint) if found is None or name != found[0])
+    yield from quantized(weights, dtype, tables)
 
 
 def write_nf4(checkpoint: Checkpoint, folder: Path, dtype: torch.dtype, *, tables: Tables) -> None:

@@ -208,14 +208,14 @@ def stored_linear(
     return _StoredLinear.apply(x, tuple(stored), tuple(adapters), *factors)  # type: ignore[no-any-return,no-untyped-call]
 
 
-def _row_tiles(stored: Sequence[Stored], itemsize: int) -> Iterator[tuple[Stored, int, slice, slice]]:
-    """(matrix, its number, its rows, their rows in the output) of every tile of the forward."""
+def _row_tiles(stored: Sequence[Stored], itemsize: int) -> Iterator[tuple[Stored, slice, slice]]:
+    """(matrix, its rows, their rows in the output) of every tile of the forward."""
     start = 0
-    for number, each in enumerate(stored):
+    for each in stored:
         out, width = each.shape[0], tile_width(each.shape[1], itemsize)
         for at in range(0, out, width):
             stop = min(out, at + width)
-            yield each, number, slice(at, stop), slice(start + at, start + stop)
+            yield each, slice(at, stop), slice(start + at, start + stop)
         start += out
 
 
@@ -233,8 +233,9 @@ class _StoredLinear(torch.autograd.Function):
             spans.append((first, last, scale, b.to(x.dtype), slice(at, at + b.shape[1])))
             at += b.shape[1]
         out = x.new_empty(x.shape[0], sum(each.shape[0] for each in stored))
-        for each, _, own, there in _row_tiles(stored, x.element_size()):
-            weight = each.tile(own, slice(0, each.shape[1]), x.new_empty(own.stop - own.start, each.shape[1]))
+        room = x.new_empty(tile_width(x.shape[1], x.element_size()), x.shape[1])  # of one tile, used again and again
+        for each, own, there in _row_tiles(stored, x.element_size()):
+            weight = each.tile(own, slice(0, each.shape[1]), room[: own.stop - own.start])
             piece = x @ weight.T
             for first, last, scale, b, ranks in spans:
                 if first <= there.start and there.stop <= last:
@@ -269,9 +270,10 @@ def _input_gradient(dy: Tensor, stored: Sequence[Stored], along: Tensor | None, 
     step = tile_width(sum(outs), dy.element_size())
     dx = dy.new_empty(dy.shape[0], width)
     stacked = torch.cat([each.to(dy.dtype) for each in a]) if along is not None else None
+    room = dy.new_empty(sum(outs) * min(width, step))  # of one tile, used again and again
     for at in range(0, width, step):
         cols = slice(at, min(width, at + step))
-        weight, start = dy.new_empty(sum(outs), cols.stop - at), 0
+        weight, start = room[: sum(outs) * (cols.stop - at)].view(sum(outs), -1), 0
         for each, out in zip(stored, outs, strict=True):
             each.tile(slice(0, out), cols, weight[start : start + out])
             start += out

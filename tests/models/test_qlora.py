@@ -18,7 +18,7 @@ from riverrun.models.merge import merge
 from riverrun.models.qlora import load_nf4
 from riverrun.models.stored import Int8Matrix, Nf4Matrix, Stored
 from riverrun.models.transformer import CausalLM
-from riverrun.train.objectives import supervised
+from riverrun.train.objectives.supervised import Supervised
 from tests.tiny_model import write_tiny
 from tests.train.test_gradients import rows
 
@@ -41,7 +41,7 @@ def explicit(model: CausalLM, dtype: torch.dtype) -> CausalLM:
 
 
 def loss_of(model: CausalLM) -> torch.Tensor:
-    return supervised(model, Pack.of(tuple(rows(3, shared=7)), 7))
+    return Supervised(model)(Pack.of(tuple(rows(3, shared=7)), 7)).total
 
 
 def adapted(model: CausalLM) -> CausalLM:
@@ -204,6 +204,18 @@ print(json.dumps([peak() - before, held]))
 
 
 """Largest tensor once from the file and once as the kernel's input, a table in 8 bits, and the allocator's rounding."""
+
+
+def test_an_embedding_of_its_own_stays_in_the_file(tmp_path: Path) -> None:
+    """Where the head is another tensor and the file has the model's type; its rows are those of the file."""
+    write_tiny(tmp_path / "own", tie_word_embeddings=False, **SIZES)
+    model = load_nf4(load_checkpoint(tmp_path / "own"), torch.float32)
+    assert "model.embed_tokens.weight" not in model._tables
+    whole = load_model(load_checkpoint(tmp_path / "own"), torch.float32)
+    assert torch.equal(model.embed_tokens, whole.embed_tokens)
+    assert isinstance(model.head, Int8Matrix)
+    other = load_nf4(load_checkpoint(tmp_path / "own"), torch.bfloat16)
+    assert "model.embed_tokens.weight" in other._tables
 
 
 def test_stored_matrices_need_an_empty_model(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from riverrun.data.packing import Pack
 from riverrun.models.transformer import CausalLM
-from riverrun.train.objectives import supervised
+from riverrun.train.objectives.supervised import Supervised
 from tests.train.test_gradients import adapted, rows
 
 SHARES = [0.5, 1.0]
@@ -18,7 +18,7 @@ def gradients(model: CausalLM, recompute: float) -> dict[str, Tensor]:
     model.recompute = recompute
     for parameter in model.parameters():
         parameter.grad = None
-    supervised(model, Pack.of(tuple(rows(3, shared=7)), 7)).backward()
+    Supervised(model)(Pack.of(tuple(rows(3, shared=7)), 7)).total.backward()
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
@@ -47,7 +47,7 @@ def test_it_keeps_one_input_a_layer() -> None:
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            loss = supervised(model, Pack.of(tuple(rows(3, shared=7)), 7))
+            loss = Supervised(model)(Pack.of(tuple(rows(3, shared=7)), 7)).total
         assert loss.requires_grad
         own = {p.untyped_storage().data_ptr() for p in model.parameters()}
         return sum(size for place, size in seen.items() if place not in own)

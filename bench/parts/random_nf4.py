@@ -50,7 +50,7 @@ def _codes(rng: np.random.Generator, shape: tuple[int, ...], *, mapped: bool) ->
     """int8 [V, h]; an embedding that is no head is mapped from a file, as `load_nf4` leaves it where it is."""
     if not mapped:
         out = torch.empty(shape, dtype=torch.int8)
-        for rows in out.split(1024):
+        for rows in torch.split(out, 1024):
             rows.copy_(torch.frombuffer(bytearray(rng.bytes(rows.numel())), dtype=torch.int8).view(rows.shape))
         return out
     with tempfile.TemporaryFile() as file:

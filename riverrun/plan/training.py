@@ -10,7 +10,6 @@ layer's backward needs) or ends (all gradients, one layer's activations). In bet
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -199,8 +198,3 @@ def _logits(shape: ModelShape, batch: Batch) -> Item:
     c = known_bytes(batch.dtype)
     wide = 0 if batch.native else 8
     return Item("logits", round(rows * shape.vocab_size * (c + wide)), f"{rows} rows x V at once")
-
-
-def least_rows(values: Sequence[int]) -> int:
-    """The smallest of some counts, at least 1."""
-    return max(1, min(values))

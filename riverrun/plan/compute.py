@@ -1,8 +1,8 @@
 """Operations and seconds. One multiply-add counts as two operations; attention is causal, over `length` tokens.
 
 Per token, with N weights in linear layers, N_t trained ones, H = 2 h V for the head on label rows only:
-full fine-tuning 6 N, LoRA and QLoRA 4 N + 6 N_t (no gradient of frozen weights), both + 6 L a s for attention (a its width); a
-recomputed forward pass adds its own cost once more (Korthikanti et al., arXiv:2205.05198).
+full fine-tuning 6 N, LoRA and QLoRA 4 N + 6 N_t (no gradient of frozen weights), all + 6 L a s for attention (a its
+width); a recomputed forward pass adds its own cost once more (Korthikanti et al., arXiv:2205.05198).
 """
 
 from __future__ import annotations

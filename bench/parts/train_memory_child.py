@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -47,15 +48,16 @@ def measure(job: Mapping[str, Any]) -> dict[str, Any]:
     from riverrun.data.packing import Pack
     from riverrun.data.tokens import TokenRow
     from riverrun.models.io.adapter import add_adapters
+    from riverrun.train.build import LOGIT_BYTES
     from riverrun.train.duration import Duration
     from riverrun.train.loop import LoopConfig, train
+    from riverrun.train.loss import bound_logits
     from riverrun.train.objectives.supervised import Supervised
     from riverrun.train.recipe import OptimizerConfig
 
-    from riverrun.train import loss
-
-    (return_freed_memory if job.get("tight") else keep_freed_memory)()
-    loss.CHUNK_BYTES = job.get("chunk_bytes") or loss.CHUNK_BYTES
+    (return_freed_memory if job.get("tight") or job["method"] == "qlora" else keep_freed_memory)()
+    if job["method"] == "qlora":
+        bound_logits(LOGIT_BYTES)
     torch.set_num_threads(job.get("threads") or torch.get_num_threads())
     dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[job.get("dtype", "bf16")]
     config = shape_of(job)
@@ -84,7 +86,8 @@ def measure(job: Mapping[str, Any]) -> dict[str, Any]:
             return [Pack.of(tuple(rows))]
 
     parameters: dict[str, Any] = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    optimizer = OptimizerConfig(name=job.get("optimizer", "adamw"), learning_rate=1e-5, schedule="constant", warmup=0)
+    rule = job.get("optimizer", "adamw")
+    optimizer = OptimizerConfig(name=rule, learning_rate=1e-5, schedule="constant", warmup=0)
     loop = LoopConfig(length=Duration(job["steps"], "steps"), optimizer=optimizer, identity={})
     times: list[float] = [time.monotonic()]
     peaks: list[int] = []
@@ -110,7 +113,7 @@ def measure(job: Mapping[str, Any]) -> dict[str, Any]:
         "grown_bytes": peak_bytes() - baseline,
         "vmhwm_bytes": peak_bytes(),
         "loading_seconds": loading,
-        "seconds": [b - a for a, b in zip(times, times[1:], strict=False)],
+        "seconds": [b - a for a, b in pairwise(times)],
         "step_peaks": peaks,
         "losses": [row["loss"] for row in result.losses],
         "parameters": config.num_parameters(),

@@ -85,7 +85,7 @@ def training_memory(shape: ModelShape, batch: Batch, setup: Setup, *, base_bytes
         *([summed] if summed.bytes else []),
         Item("activations", max(0, begins - ends), f"{kept.formula}{', beyond the gradients' if ends else ''}"),
         passing,
-        _logits(shape, batch),
+        _logits(shape, batch, setup),
     ]
     moving = kept.bytes + passing.bytes
     slack = round(table["slack_bytes"] + table["slack_share"] * moving)
@@ -107,11 +107,11 @@ def _weights(shape: ModelShape, batch: Batch, setup: Setup) -> list[Item]:
             items.append(Item("merged", round(copies * linear * c), f"{copies:g} x (W + s B A) of the linear layers"))
         return items
     small = round((parameters(shape) - linear - tables) * c)
-    vectors = 4 * shape.vocab_size * (1 if shape.tie_word_embeddings else 2)
-    held = tables + vectors if setup.tables == "int8" else round(tables * c)
+    head = shape.vocab_size * shape.hidden_size  # an embedding of its own stays in its file
+    held = head + 4 * shape.vocab_size if setup.tables == "int8" else round(head * c)
     return [
         Item("weights", round(linear * known_bytes("nf4")) + small, "N of the linear layers in nf4, norms"),
-        Item("tables", held, f"embedding and head in {'8 bits' if setup.tables == 'int8' else batch.dtype}"),
+        Item("tables", held, f"head in {'8 bits' if setup.tables == 'int8' else batch.dtype}"),
     ]
 
 
@@ -183,18 +183,18 @@ def _head_gradient(shape: ModelShape, batch: Batch, setup: Setup) -> Item:
     if setup.method != "full" or not batch.label_rows:
         return Item("head gradient", 0, "")
     size, c = shape.vocab_size * shape.hidden_size, known_bytes(batch.dtype)
-    several = batch.label_rows > _chunk(shape, batch) and c < 4
+    several = batch.label_rows > _chunk(shape, batch, setup) and c < 4
     return Item("head gradient", round(size * (4 + c if several else c)), "V h")
 
 
-def _chunk(shape: ModelShape, batch: Batch) -> int:
+def _chunk(shape: ModelShape, batch: Batch, setup: Setup) -> int:
     table, c = read_values("training", "coefficients"), known_bytes(batch.dtype)
-    step = int(table["chunk_step"])
-    return max(step, int(table["chunk_bytes"] / (shape.vocab_size * c)) // step * step)
+    step, most = int(table["chunk_step"]), table["qlora_chunk_bytes" if setup.method == "qlora" else "chunk_bytes"]
+    return max(step, int(most / (shape.vocab_size * c)) // step * step)
 
 
-def _logits(shape: ModelShape, batch: Batch) -> Item:
-    rows = min(batch.label_rows, _chunk(shape, batch))
+def _logits(shape: ModelShape, batch: Batch, setup: Setup) -> Item:
+    rows = min(batch.label_rows, _chunk(shape, batch, setup))
     c = known_bytes(batch.dtype)
     wide = 0 if batch.native else 8
     return Item("logits", round(rows * shape.vocab_size * (c + wide)), f"{rows} rows x V at once")

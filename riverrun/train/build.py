@@ -25,12 +25,15 @@ from riverrun.models.templates import builtin_template, folder_templates
 from riverrun.models.tokenizer import Tokenizer
 from riverrun.models.transformer import CausalLM
 from riverrun.train.checkpoint import WeightFiles
+from riverrun.train.loss import bound_logits
 from riverrun.train.optim import part_rows
 from riverrun.train.recipe import MethodConfig, ModelSpec, TrainConfig
 from riverrun.train.weights import AdapterFiles, ModelFiles
 
 __all__ = ["Trained", "build", "compute_dtype", "go_on_from", "model_digest", "new_config", "new_model", "open_model"]
 
+LOGIT_BYTES = 32 << 20
+"""Of the logits that exist at once beside a base in four bits."""
 DEVIATION = 0.02
 """Of new weights (GPT-2); projections into the residual stream have it divided by sqrt(2 layers)."""
 _DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
@@ -141,6 +144,7 @@ def build(config: TrainConfig, opened: Checkpoint, method: str, dtype: torch.dty
         model = new_model(opened.config, dtype, config.run.seed)
     elif method == "qlora":
         return_freed_memory()
+        bound_logits(LOGIT_BYTES)
         cache = Path(config.method.cache) if config.method.cache else None
         model = load_nf4(opened, dtype, tables=config.method.tables, cache=cache)
     else:

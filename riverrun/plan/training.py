@@ -4,12 +4,14 @@ Covered: one device; a micro-batch of T tokens with R label rows, through the pr
 fine-tuning, LoRA and QLoRA; AdamW with 32-bit or 8-bit moments, and Muon; layers that run again in the backward
 (Chen et al., arXiv:1604.06174); a head whose logits are formed in chunks. Not covered: sharding, offloading, the rows.
 
-The peak is the larger of two moments: the backward begins (activations of all layers, the head's gradient, what one
-layer's backward needs) or ends (all gradients, one layer's activations). In between one falls as the other rises.
+The peak is the largest of three moments: the backward begins (activations of all layers, the head's gradient, what one
+layer's backward needs), it ends (all gradients, one layer's activations), or the optimizer is at the largest weight. In
+between one falls as the other rises. Freed blocks leave holes where the process keeps them (all but QLoRA do).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -75,11 +77,12 @@ def training_memory(shape: ModelShape, batch: Batch, setup: Setup, *, base_bytes
     gradients, summed = _gradients(shape, batch, setup)
     kept, passing = _activations(shape, batch, setup)
     head = _head_gradient(shape, batch, setup)
-    # the head's gradient is part of both moments; activations count as far as gradients do not take their place
+    # the head's gradient is part of the first two; activations count as far as gradients do not take their place
     begins, ends = kept.bytes + head.bytes, gradients.bytes
+    weights = _weights(shape, batch, setup)
     items = [
         process_item(base_bytes),
-        *_weights(shape, batch, setup),
+        *weights,
         *_optimizer(shape, setup, c),
         gradients,
         *([summed] if summed.bytes else []),
@@ -87,10 +90,33 @@ def training_memory(shape: ModelShape, batch: Batch, setup: Setup, *, base_bytes
         passing,
         _logits(shape, batch, setup),
     ]
-    moving = kept.bytes + passing.bytes
-    slack = round(table["slack_bytes"] + table["slack_share"] * moving)
-    items.append(Item("slack", slack, f"{table['slack_bytes'] / 1e6:.0f} MB + {table['slack_share']:g} of activations"))
+    step = _step(shape, setup, c)
+    if (more := step - items[-3].bytes - passing.bytes) > 0:
+        items.append(Item("largest weight", more, "8 V h in the optimizer, beyond activations"))
+    items.append(_slack(shape, batch, setup, kept.bytes + passing.bytes, weights))
     return Estimate(tuple(items))
+
+
+def _step(shape: ModelShape, setup: Setup, c: float) -> int:
+    """The optimizer at the largest 16-bit weight: its gradient in fp32, in the first step its old value, too."""
+    if setup.method != "full" or c >= 4:
+        return 0
+    widest = max(shape.vocab_size * shape.hidden_size, *(i * o for i, o in linears(shape).values()))
+    return round(read_values("training", "coefficients")["step_bytes"] * widest)
+
+
+def _slack(shape: ModelShape, batch: Batch, setup: Setup, moving: int, weights: Sequence[Item]) -> Item:
+    """Scratch of libraries, and holes of the heap."""
+    table = read_values("training", "coefficients")
+    slack = table["slack_bytes"] + table["slack_share"] * moving
+    how = f"{table['slack_bytes'] / 1e6:.0f} MB + {table['slack_share']:g} of activations"
+    if setup.method == "lora":
+        slack += table["merged_holes"] * sum(item.bytes for item in weights if item.name == "merged")
+        how += f" + {table['merged_holes']:g} x merged"
+    if batch.recompute and setup.method != "qlora":
+        slack += table["recompute_holes"] * _layer(shape, batch, setup)
+        how += f" + {table['recompute_holes']:g} x one layer"
+    return Item("slack", round(slack), how)
 
 
 def _tables(shape: ModelShape) -> int:

@@ -37,7 +37,7 @@ AUTO = {"method": {"name": "auto", "rank": "auto"}, "optimizer": {"name": "adamw
 def test_method_and_settings_follow_the_memory() -> None:
     config = recipe(**AUTO)
     assert is_open(config)
-    found = [resolved(config, gigabytes * 10**9) for gigabytes in (60, 5)]
+    found = [resolved(config, gigabytes * 10**9) for gigabytes in (90, 5)]
     assert [each.method.name for each in found] == ["lora", "qlora"]
     assert not any(is_open(each) for each in found)
     assert [each.method.rank for each in found] == [8, 8]

@@ -73,7 +73,7 @@ class Setup:
 
 def training_memory(shape: ModelShape, batch: Batch, setup: Setup, *, base_bytes: int | None = None) -> Estimate:
     """Peak of a training. base_bytes: measured resident memory of the bare process."""
-    c, table = known_bytes(batch.dtype), read_values("training", "coefficients")
+    c = known_bytes(batch.dtype)
     gradients, summed = _gradients(shape, batch, setup)
     kept, passing = _activations(shape, batch, setup)
     head = _head_gradient(shape, batch, setup)

@@ -133,7 +133,8 @@ def test_more_work_never_needs_less_memory(tokens: int, rank: int, share: float,
 
     assert total(tokens, rank) < total(tokens + 64, rank)
     assert total(tokens, rank) <= total(tokens, rank + 1)
-    assert total(tokens, rank, 1.0) <= total(tokens, rank, 0.0)
+    if tokens >= 1024:  # of a few tokens the activations are less than the gradients that replace them
+        assert total(tokens, rank, 1.0) < total(tokens, rank, 0.5) < total(tokens, rank, 0.0)
     batch = Batch(tokens, int(tokens * share), recompute=again)
     lora = training_memory(SMOLLM2, batch, Setup("lora", rank=8)).total
     assert training_memory(SMOLLM2, batch, Setup("qlora", rank=8)).total < lora

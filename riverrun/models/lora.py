@@ -156,6 +156,7 @@ class FusedLinear(nn.Module):
         """Form W' again, by one product in the compute dtype; call after every change of A or B."""
         if not self.adapters or self._stored:
             return
+        self._merged = None  # its memory is free for what takes its place
         merged = torch.empty_like(self.weight)
         for name, rows in self.slices():
             if name not in self.adapters:

@@ -469,6 +469,29 @@ def train_build(
         build_command(targets, out, model=model, options=options, workers=workers, bad_rows=bad_rows, progress=progress)
 
 
+@train_app.command("report")
+def train_report(
+    target: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of a run.")],
+    show: Annotated[bool, typer.Option("--open", help="Open it in a browser.")] = False,
+) -> None:
+    """Write the page of a run, finished or not, and print where it is."""
+    with _errors():
+        from riverrun.cli.train import report_command
+
+        report_command(target, show=show)
+
+
+@train_app.command("list")
+def train_list(
+    targets: Annotated[list[Path], typer.Argument(metavar="OUT...", help="Folders of runs, or folders of such.")],
+) -> None:
+    """Runs side by side: settings that differ, loss, speed, memory."""
+    with _errors():
+        from riverrun.cli.train import list_command
+
+        list_command(targets)
+
+
 def main() -> None:
     """Entry point of the console script."""
     app()

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from riverrun.base.errors import InputError
-from riverrun.train.history import LOGS, History, flat, smooth
+from riverrun.train.history import LOGS, History, flat
 from riverrun.web.page import number
 from riverrun.web.svg import text_width
 
@@ -58,14 +57,13 @@ def compare(folders: Sequence[Path], *, chinese: bool = False) -> str:
     rows = [heads]
     for run, own in zip(runs, settings, strict=True):
         bits = run.evaluations("bits_per_byte")
-        loss = next((value for value in reversed(smooth(run.column("loss"))) if math.isfinite(value)), None)
         peak = run.peak_bytes
         rows.append(
             [
                 str(run.folder),
                 *(_short(own.get(key)) for key in keys),
                 number(run.steps[-1] if run.steps else 0),
-                number(loss),
+                number(run.final_loss()),
                 *(number(bits[name][-1][1]) if name in bits else "–" for name in sources),
                 number(run.rate("tokens")),
                 "–" if peak is None else f"{peak / 1e9:.2f}",

@@ -162,6 +162,17 @@ class History:
         return out
 
     @property
+    def units(self) -> str:
+        """The column that says how much a step's loss counts: its units, or its label tokens."""
+        return "units" if self.has("units") else "label_tokens"
+
+    def final_loss(self) -> float | None:
+        """Smoothed, of the last step; None where no step has one."""
+        weights = self.column(self.units) if self.has(self.units) else None
+        value = next(reversed(smooth(self.column("loss"), weights)), NAN)
+        return value if math.isfinite(value) else None
+
+    @property
     def usual_gap(self) -> int:
         """Steps between two lines of the log: 1, or more where not every step is written."""
         return min((later - earlier for earlier, later in pairwise(self.steps)), default=1)

@@ -192,11 +192,10 @@ def _result(run: History) -> Markup:
     last = run.steps[-1] if run.steps else 0
     state = badge(Both("done", "完成"), kind="good") if done else badge(Both("not finished", "未完成"), kind="warn")
     losses = [value for value in run.column("loss") if value == value]
-    end = smooth(run.column("loss"))[-1] if losses else None
     of = str(run.section("run").get("length", ""))
     figures: list[tuple[Content, Content] | tuple[Content, Content, Content]] = [
         (Both("Steps", "步数"), number(last), of),
-        (Both("Loss, smoothed", "损失(平滑)"), number(end), _first(losses)),
+        (Both("Loss, smoothed", "损失(平滑)"), number(run.final_loss()), _first(losses)),
     ]
     for name, curve in list(run.evaluations("bits_per_byte").items())[:3]:
         figures.append((Both(f"Bits a byte, {name}", f"每字节比特,{name}"), number(curve[-1][1]), _best(curve)))
@@ -265,7 +264,7 @@ def _weighted(run: History, name: str) -> float | None:
 
 def _loss(run: History) -> Markup:
     held = run.evaluations("loss")
-    series = _pair(run, "loss", weights="units")
+    series = _pair(run, "loss", weights=run.units)
     series += [
         Series(Both(f"validation: {name}", f"验证:{name}"), points, "dots", at + 1)
         for at, (name, points) in enumerate(list(held.items())[:5])
@@ -365,7 +364,7 @@ def _memory(run: History) -> Markup:
 def _metrics(run: History) -> Markup:
     """What the objective says beside its loss."""
     names = [name for name in run.columns if name not in STEP and name not in COUNTS and run.has(name)]
-    drawn = [_chart(run, _pair(run, name, weights="units"), name, "") for name in names[:SHOWN_METRICS]]
+    drawn = [_chart(run, _pair(run, name, weights=run.units), name, "") for name in names[:SHOWN_METRICS]]
     return join(*drawn)
 
 

@@ -235,6 +235,13 @@ def test_smoothing_has_no_bias_and_weighs() -> None:
     assert smooth([]) == []
 
 
+def test_the_final_loss_counts_each_step_by_its_label_tokens(tmp_path: Path) -> None:
+    steps = [step(n, loss=1.0, label_tokens=100) for n in range(1, 5)] + [step(5, loss=9.0, label_tokens=1)]
+    final = History.open(write(tmp_path / "a", steps)).final_loss()
+    assert final == pytest.approx(1 + 8 * 1 / (100 * (0.8 + 0.8**2 + 0.8**3 + 0.8**4) + 1))
+    assert History.open(write(tmp_path / "b", [])).final_loss() is None
+
+
 def test_runs_side_by_side_show_only_what_differs(tmp_path: Path) -> None:
     for name, rate, zh in (("a", 0.1, 2.0), ("b", 0.2, 1.0)):
         lines = [step(1), step(2), {"event": "eval", "step": 2, "name": "zh", "bits_per_byte": zh}]

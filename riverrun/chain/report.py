@@ -307,7 +307,7 @@ def _finetune(run: RunFiles) -> Markup:
         f"{run.get('finetune.steps')} 步,{run.get('finetune.tokens'):,} 个词元,其中 "
         f"{run.get('finetune.label_tokens'):,} 个计损失;每秒 {rate:,.0f} 个词元。",
     )
-    return join(paragraph(words), curves(log))
+    return join(paragraph(words), curves(log, loss_title=Both("Loss on assistant tokens", "助手词元上的损失")))
 
 
 STOPPED = {

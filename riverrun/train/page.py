@@ -102,9 +102,9 @@ def training_page(run: History, *, lang: Literal["auto", "en", "zh"] = "auto") -
     )
 
 
-def curves(run: History) -> Markup:
+def curves(run: History, *, loss_title: Content) -> Markup:
     """Loss, gradient, rate, throughput and memory without headings: the part of another report."""
-    return join(_loss(run), _gradient(run), _speed(run), _memory(run), _metrics(run))
+    return join(_loss(run, loss_title), _gradient(run), _speed(run), _memory(run), _metrics(run))
 
 
 def _method(run: History) -> str:
@@ -262,7 +262,7 @@ def _weighted(run: History, name: str) -> float | None:
     return math.fsum(v * w for v, w in pairs) / whole if whole else None
 
 
-def _loss(run: History) -> Markup:
+def _loss(run: History, title: Content = Both("Loss", "损失")) -> Markup:
     held = run.evaluations("loss")
     series = _pair(run, "loss", weights=run.units)
     series += [
@@ -270,7 +270,7 @@ def _loss(run: History) -> Markup:
         for at, (name, points) in enumerate(list(held.items())[:5])
     ]
     nats = Both("nats a label token", "奈特/计损失词元")
-    parts = [_chart(run, series, Both("Loss", "损失"), nats, may_be_log=True)]
+    parts = [_chart(run, series, title, nats, may_be_log=True)]
     bits = run.evaluations("bits_per_byte")
     if bits:
         each = [Series(name, points, "dots", at + 1) for at, (name, points) in enumerate(bits.items())]

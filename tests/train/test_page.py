@@ -26,6 +26,7 @@ from riverrun.train.log import TrainLog
 from riverrun.train.page import curves, training_page, write_page
 from riverrun.train.recipe import TrainConfig
 from riverrun.train.run import train_recipe
+from riverrun.web.page import Both
 from tests.tiny_model import write_rows, write_tiny
 
 EVIL = "<script>alert(1)</script> & \"'"
@@ -316,7 +317,8 @@ def test_the_chains_report_shows_the_fine_tune(tmp_path: Path) -> None:
     run = History.open(tmp_path / "finetune")
     assert run.status == "done"
     html = build_report(tmp_path)
-    assert str(curves(run)) in html
+    title = Both("Loss on assistant tokens", "助手词元上的损失")
+    assert str(curves(run, loss_title=title)) in html
     assert "Gradient norm before clipping" in html
     (tmp_path / "finetune" / "loss.jsonl").write_text("")
     assert "No training" in build_report(tmp_path)

@@ -1,7 +1,9 @@
-"""TRL + PEFT on token rows and labels, one setting: `python trl_train.py JOB ANSWER`, run in the peer's environment.
+"""TRL on token rows and labels, LoRA (PEFT) or full, one setting: `python trl_train.py JOB ANSWER`, in the peer's venv.
 
-Counts as useful every token of every row once, whatever padding or packing makes of it. The time is that of the
-training loop as the trainer's callbacks see it, after one untimed forward and backward of a few rows.
+`setting` holds arguments of SFTConfig and "dtype", "attn_implementation" of the loading. Counts as useful every token
+of every row once, whatever padding or packing makes of it. The time is that of the training loop as the trainer's
+callbacks see it, after one untimed forward and backward of a few rows and, where the model is compiled, an untimed
+epoch.
 """
 
 from __future__ import annotations
@@ -9,53 +11,29 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
-import torch
 from datasets import Dataset
+from meter import Meter, first_loss, give_up_after, read_rows
 from peft import LoraConfig
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from transformers import AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
 
-class Clock(TrainerCallback):
-    """Wall time from the first step to the last."""
-
-    began = ended = 0.0
-
-    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
-        self.began = time.perf_counter()
-
-    def on_train_end(self, *args: Any, **kwargs: Any) -> None:
-        self.ended = time.perf_counter()
-
-
-def first_loss(trainer: Any, rows: list[dict[str, Any]]) -> float:
-    """Mean loss over the labels of `rows` before training, row by row, by the trainer's own collator and loss."""
-    total = labels = 0.0
-    for row in rows:
-        count = sum(label != -100 for label in row["labels"])
-        with trainer.compute_loss_context_manager():
-            loss = trainer.compute_loss(trainer.model, trainer.data_collator([dict(row)]))
-        loss.backward()
-        total, labels = total + float(loss.detach()) * count, labels + count
-    trainer.model.zero_grad(set_to_none=True)
-    return total / labels
-
-
 def measure(job: dict[str, Any], out: str) -> dict[str, Any]:
+    give_up_after(job.get("give_up", 0))
     tokenizer = AutoTokenizer.from_pretrained(job["model"])
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    attention = job["setting"].pop("attn_implementation", "sdpa")
-    model = AutoModelForCausalLM.from_pretrained(job["model"], dtype=torch.bfloat16, attn_implementation=attention)
-    rows = [json.loads(line) for line in Path(job["subset"]).read_text(encoding="utf-8").splitlines()]
+    setting = dict(job["setting"])
+    loading = {"dtype": setting.pop("dtype", "bfloat16")}
+    loading |= {"attn_implementation": setting.pop("attn_implementation", "sdpa")}
+    rows = read_rows(job["subset"])
     longest = max(len(row["input_ids"]) for row in rows)
-    settings = {"max_length": longest, **job["setting"]}
+    epochs = 2 if setting.get("torch_compile") else 1
     config = SFTConfig(
         output_dir=out,
-        num_train_epochs=1,
+        num_train_epochs=epochs,
         gradient_accumulation_steps=1,
         bf16=True,
         use_cpu=True,
@@ -67,30 +45,25 @@ def measure(job: dict[str, Any], out: str) -> dict[str, Any]:
         report_to=[],
         disable_tqdm=True,
         dataloader_num_workers=0,
-        **settings,
+        model_init_kwargs=loading,
+        **{"max_length": longest, **setting},
     )
     lora = LoraConfig(r=job["rank"], lora_alpha=job["alpha"], lora_dropout=0.0, target_modules="all-linear")
-    clock = Clock()
     trainer = SFTTrainer(
-        model=model,
+        model=job["model"],
         args=config,
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
-        peft_config=lora,
-        callbacks=[clock],
+        peft_config=lora if job.get("method", "lora") == "lora" else None,
     )
     begin = first_loss(trainer, rows[: job["first_rows"]])
+    per_epoch = len(trainer.get_train_dataloader())
+    meter = Meter(trainer.data_collator, untimed=(epochs - 1) * per_epoch, limit=job.get("limit", 0))
+    trainer.data_collator = meter.collator
+    trainer.add_callback(meter)
     trainer.train()
-    prepared = trainer.train_dataset
     logged = [entry for entry in trainer.state.log_history if "loss" in entry]
-    return {
-        "seconds": clock.ended - clock.began,
-        "row_tokens": sum(len(ids) for ids in prepared["input_ids"]),
-        "label_tokens": sum(label != -100 for labels in prepared["labels"] for label in labels),
-        "steps": trainer.state.global_step,
-        "first_loss": begin,
-        "losses": [entry["loss"] for entry in logged],
-    }
+    return {**meter.answer(), "first_loss": begin, "losses": [entry["loss"] for entry in logged]}
 
 
 if __name__ == "__main__":

@@ -22,13 +22,14 @@ def run_command(recipe: Path, overrides: Sequence[str], *, out: Path | None, dry
         print(_preview(config))
         return
     from riverrun.base.memory import keep_freed_memory
+    from riverrun.chain.rollouts import PolicyModel
     from riverrun.train.run import train_recipe
 
     keep_freed_memory()
     news = Progress(cast(Mode, progress))
     name = recipe.parent.name if recipe.name == "recipe.yaml" else recipe.stem
     folder = out or Path("runs") / name
-    done = train_recipe(config, folder, progress=news)
+    done = train_recipe(config, folder, progress=news, serve=PolicyModel)
     if done.status != "done":
         news.say(f"{done.status} at step {done.steps}: the same command goes on from there")
         return
@@ -43,14 +44,21 @@ def _preview(config: object) -> str:
     """The resolved recipe and the work it is."""
     import yaml
 
+    from riverrun.train.objectives.rollout import ProblemOrder
     from riverrun.train.recipe import TrainConfig
     from riverrun.train.run import prepare
 
     assert isinstance(config, TrainConfig)
     ready = prepare(config)
-    stats = ready.sampler.stats(1)
     lines = [yaml.safe_dump(ready.resolved.config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)]
     lines += [*ready.resolved.notes, f"length: {ready.length}; an epoch is {ready.sampler.steps_in_epoch(0)} steps"]
+    if isinstance(ready.sampler, ProblemOrder):
+        asked = ready.sampler.config
+        lines.append(
+            f"problems: {len(ready.rows.problems)}, {asked.problems} at a time with {asked.answers} answers each"
+        )
+        return "\n".join(lines)
+    stats = ready.sampler.stats(1)
     lines.append(
         f"rows: {stats.rows} in {stats.packs} packs, {stats.row_tokens} tokens ({stats.label_tokens} learned, "
         f"{stats.computed_tokens} computed), {len(ready.rows.dropped)} left out"

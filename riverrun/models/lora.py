@@ -103,6 +103,8 @@ class FusedLinear(nn.Module):
         self.weight = nn.Parameter(torch.empty(0 if empty else out, in_features, dtype=dtype), requires_grad=False)
         self.bias = nn.Parameter(torch.zeros(out, dtype=dtype), requires_grad=False) if bias else None
         self.adapters = nn.ModuleDict()
+        self.bypassed = False
+        """While it is set, a forward without gradients leaves the adapters out."""
         self._merged: Operand | None = None
         self._packed: PackedWeight | None = None
         self._kept: dict[str, Tensor] = {}
@@ -172,7 +174,7 @@ class FusedLinear(nn.Module):
             return blocked_linear(x, self.weight, self.bias)
         assert self._merged is not None, "refresh() forms the merged weight before the first forward"
         if not torch.is_grad_enabled():
-            return self._merged.forward(x, self.bias)
+            return self._base(x) if self.bypassed else self._merged.forward(x, self.bias)
         parts, factors = [], []
         for name, rows in self.slices():
             if name in self.adapters:
@@ -180,4 +182,10 @@ class FusedLinear(nn.Module):
                 parts.append((rows.start, rows.stop, adapter.scaling))
                 factors += [adapter.lora_A, adapter.lora_B]
         out: Tensor = _LowRankLinear.apply(x, self._merged, parts, *factors)  # type: ignore[no-untyped-call]
+        return out if self.bias is None else out + self.bias
+
+    def _base(self, x: Tensor) -> Tensor:
+        """Without the adapters, by the product that training with them uses: while B is zero the two are equal bits."""
+        weight = self.weight.data
+        out = PackedWeight(weight)(x) if PackedWeight.pays(weight) else linear(x, weight)
         return out if self.bias is None else out + self.bias

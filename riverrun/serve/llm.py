@@ -132,6 +132,15 @@ class LLM:
             self.on_answer()
         return scores
 
+    def forget(self) -> None:
+        """Drop every cached beginning, because the engine's weights were changed; what still runs must end first."""
+        future: Future[None] = Future()
+        with self._wake:
+            self._require_open()
+            self._jobs.append((self._forget, future))
+            self._wake.notify()
+        future.result()
+
     def close(self) -> None:
         """End the loop; requests that still run fail with a clear error."""
         with self._wake:
@@ -293,6 +302,14 @@ class LLM:
                 future.set_result(job())
             except Exception as error:
                 future.set_exception(error)
+
+    def _forget(self) -> None:
+        if self._running:
+            raise RiverrunError(
+                f"{len(self._running)} answers of model '{self._info.name}' still run: "
+                "its caches can be dropped when they are done"
+            )
+        self._table = SlotTable(self._engine.slots)
 
     def _fail_running(self, error: Exception) -> None:
         for sequence in list(self._running):

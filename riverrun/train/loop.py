@@ -35,7 +35,7 @@ STOP = "stop"
 
 
 class Batches(Protocol):
-    def batch(self, step: int) -> list[Pack]:
+    def batch(self, step: int) -> Sequence[Pack]:
         """The micro-batches of an optimizer step (from 0)."""
         ...
 

@@ -222,6 +222,15 @@ class TrainConfig(Config):
             raise ValueError("run.eval_every has nothing to measure: give data.validation or run.prompts")
         if self.data.validation and self.run.eval_every is None:
             raise ValueError("data.validation is never measured: say run.eval_every")
+        if self.objective.data == "problems":
+            for name, value, plain in (
+                ("batch.global_tokens", self.batch.global_tokens, BatchConfig().global_tokens),
+                ("data.share_prefix", self.data.share_prefix, True),
+                ("data.overlong", self.data.overlong, "drop"),
+                ("data.max_tokens", self.data.max_tokens, 1024),
+            ):
+                if value != plain:
+                    raise ValueError(f"{name} has no effect with {self.objective.name}: leave it out")
         if self.run.dtype == "float16" and not self.optimizer.master:
             raise ValueError("optimizer.master false needs bfloat16: float16 is too narrow to be rounded at random")
         return self

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from riverrun.base.errors import InputError
 from riverrun.base.types import Message, ToolSpec
+from riverrun.data.packing import Group
 from riverrun.data.tokens import EncodedRows, TokenRow, encode_rows
 from riverrun.models.load import Checkpoint
 from riverrun.train.config import FinetuneConfig
+from riverrun.train.objectives.rewards import Problem
 from riverrun.train.recipe import SourceConfig, TrainConfig
 from riverrun.wire.codec import get_codec
 
@@ -67,11 +69,18 @@ def _reason(dropped: list[tuple[str, str]]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class LoadedRows:
-    """`train` as an epoch sees it, `validation` by name, and every row left out with its reason."""
+    """`train` as an epoch sees it, `validation` by name, and every row left out with its reason.
+
+    Objectives that learn from groups or problems (`answers`) have those instead of rows.
+    """
 
     train: list[TokenRow]
     validation: dict[str, list[TokenRow]]
     dropped: list[tuple[str, str]]
+    groups: list[Group] = field(default_factory=list)
+    held_groups: dict[str, list[Group]] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+    held_problems: dict[str, list[Problem]] = field(default_factory=dict)
 
 
 def load_rows(config: TrainConfig, opened: Checkpoint, *, micro_tokens: int) -> LoadedRows:

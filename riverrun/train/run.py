@@ -23,16 +23,22 @@ from riverrun.base.artifacts import digest_file, digest_json, write_json, write_
 from riverrun.base.errors import InputError
 from riverrun.base.progress import Progress
 from riverrun.models.load import Checkpoint
+from riverrun.train.answers import load_answers
 from riverrun.train.build import Trained, build, compute_dtype, model_digest, open_model
 from riverrun.train.duration import Duration
 from riverrun.train.flops import pack_flops
+from riverrun.train.heldout import HeldOutGroups, HeldOutProblems
 from riverrun.train.log import TrainLog
 from riverrun.train.loop import Hooks, LoopConfig, LoopResult, peak_bytes, train
-from riverrun.train.objectives import make_objective
+from riverrun.train.objectives import Objective, WithHead, WithReference
+from riverrun.train.objectives.config import DistillConfig, PolicyConfig
+from riverrun.train.objectives.rewards import Reward
+from riverrun.train.objectives.rollout import ProblemOrder
+from riverrun.train.policy import PolicyRun, Serve, made_objective, teacher_of
 from riverrun.train.probe import matmul_rate
 from riverrun.train.recipe import TrainConfig
 from riverrun.train.rows import LoadedRows, load_rows
-from riverrun.train.sampler import PackSampler, Prefetch
+from riverrun.train.sampler import GroupSampler, PackSampler, Prefetch
 from riverrun.train.validate import Validation, continue_greedily
 
 __all__ = ["Resolved", "TrainResult", "identity_of", "prepare", "resolve", "train_recipe"]
@@ -115,6 +121,9 @@ def identity_of(resolved: Resolved, opened: Checkpoint) -> dict[str, Any]:
         path = Path(source.pop("path"))
         identity[f"data.train.{index}"] = digest_json([digest_file(path), source])
     del dump["model"]
+    if isinstance(resolved.config.objective, DistillConfig):
+        identity["objective.teacher"] = teacher_of(resolved.config.objective).digest()
+        del dump["objective"]["teacher"]
     for section, values in dump.items():
         free = _FREE.get(section, set())
         identity |= {f"{section}.{key}": value for key, value in values.items() if key not in free}
@@ -128,7 +137,7 @@ class Prepared:
     opened: Checkpoint
     resolved: Resolved
     rows: LoadedRows
-    sampler: PackSampler
+    sampler: PackSampler | ProblemOrder
 
     @property
     def length(self) -> Duration:
@@ -150,21 +159,39 @@ def prepare(config: TrainConfig) -> Prepared:
     opened = open_model(config.model)
     resolved = resolve(config, opened)
     own = resolved.config
-    rows = load_rows(own, opened, micro_tokens=resolved.micro_tokens)
-    sampler = PackSampler(
-        rows.train,
-        micro_tokens=resolved.micro_tokens,
-        packs_per_step=-(-own.batch.global_tokens // resolved.micro_tokens),
-        seed=own.run.seed,
-        share=own.data.share_prefix,
-    )
-    return Prepared(opened, resolved, rows, sampler)
+    load = load_rows if own.objective.data == "rows" else load_answers
+    rows = load(own, opened, micro_tokens=resolved.micro_tokens)
+    return Prepared(opened, resolved, rows, _sampler(own, rows, resolved.micro_tokens))
 
 
-def train_recipe(config: TrainConfig, out: Path, *, progress: Progress | None = None) -> TrainResult:
+def _sampler(own: TrainConfig, rows: LoadedRows, micro_tokens: int) -> PackSampler | ProblemOrder:
+    if isinstance(own.objective, PolicyConfig):
+        settings = own.objective
+        return ProblemOrder(rows.problems, settings.rollouts, seed=own.run.seed, iterations=settings.iterations)
+    count = -(-own.batch.global_tokens // micro_tokens)
+    if own.objective.data == "rows":
+        return PackSampler(
+            rows.train,
+            micro_tokens=micro_tokens,
+            packs_per_step=count,
+            seed=own.run.seed,
+            share=own.data.share_prefix,
+        )
+    return GroupSampler(rows.groups, micro_tokens=micro_tokens, packs_per_step=count, seed=own.run.seed)
+
+
+def train_recipe(
+    config: TrainConfig,
+    out: Path,
+    *,
+    progress: Progress | None = None,
+    serve: Serve | None = None,
+    reward: Reward | None = None,
+) -> TrainResult:
     """Train into `out`. The same call goes on from the last checkpoint, or gives the stored result of a finished run.
 
-    InputError when `out` holds another training.
+    Objectives that learn from their own answers need `serve`, which makes a LanguageModel of the model that learns
+    (`chain.rollouts`); `reward` takes the place of the recipe's. InputError when `out` holds another training.
     """
     progress = progress or Progress("quiet")
     ready = prepare(config)
@@ -177,22 +204,32 @@ def train_recipe(config: TrainConfig, out: Path, *, progress: Progress | None = 
     for note in ready.resolved.notes:
         progress.say(note)
     trained = build(own, ready.opened, ready.resolved.method, ready.resolved.dtype)
-    objective = make_objective(trained.model, own.objective)
-    batches = Prefetch(ready.sampler, own.data.workers)
+    objective = made_objective(own, ready.opened, trained.model, ready.resolved.dtype)
+    parameters = trained.parameters | (objective.parameters() if isinstance(objective, WithHead) else {})
+    batches: Prefetch | PolicyRun
+    if isinstance(ready.sampler, ProblemOrder):
+        batches = PolicyRun(
+            own, ready.opened, ready.rows, trained.model, objective, serve, reward, out / "work", digest_json(identity)
+        )
+    else:
+        batches = Prefetch(ready.sampler, own.data.workers)
+        if isinstance(objective, WithReference):
+            packs = ready.sampler.epoch_packs(0)
+            objective.prepare_reference(packs, out / "work", identity=digest_json(identity), progress=progress)
     try:
         result = train(
-            trained.parameters,
+            parameters,
             batches,
             objective,
             trained.model.refresh,
             _loop_config(ready, identity),
             work=out / "work",
             progress=progress,
-            hooks=_hooks(ready, trained, log),
+            hooks=_hooks(ready, trained, log, objective, batches),
         )
     finally:
         batches.close()
-    return _close(ready, trained, result, out, identity)
+    return _close(ready, trained, objective, result, out, identity)
 
 
 def _loop_config(ready: Prepared, identity: Mapping[str, Any]) -> LoopConfig:
@@ -218,9 +255,18 @@ def _loop_config(ready: Prepared, identity: Mapping[str, Any]) -> LoopConfig:
     )
 
 
-def _hooks(ready: Prepared, trained: Trained, log: TrainLog) -> Hooks:
+def _hooks(
+    ready: Prepared, trained: Trained, log: TrainLog, objective: Objective, batches: Prefetch | PolicyRun
+) -> Hooks:
     own, tokenizer, model = ready.resolved.config, ready.opened.tokenizer, trained.model
-    held_out = Validation(model, tokenizer, ready.rows.validation, micro_tokens=ready.resolved.micro_tokens)
+    micro_tokens = ready.resolved.micro_tokens
+    held_out: Validation | HeldOutGroups | HeldOutProblems
+    if isinstance(batches, PolicyRun):
+        held_out = batches.held_out
+    elif ready.rows.groups:
+        held_out = HeldOutGroups(objective, ready.rows.held_groups, micro_tokens=micro_tokens)
+    else:
+        held_out = Validation(model, tokenizer, ready.rows.validation, micro_tokens=micro_tokens)
 
     def evaluate(step: int) -> Sequence[tuple[str, Mapping[str, Any]]]:
         lines: list[tuple[str, Mapping[str, Any]]] = [("eval", row) for row in held_out.measure()]
@@ -234,13 +280,20 @@ def _hooks(ready: Prepared, trained: Trained, log: TrainLog) -> Hooks:
 
 
 def _close(
-    ready: Prepared, trained: Trained, result: LoopResult, out: Path, identity: Mapping[str, Any]
+    ready: Prepared,
+    trained: Trained,
+    objective: Objective,
+    result: LoopResult,
+    out: Path,
+    identity: Mapping[str, Any],
 ) -> TrainResult:
     """Write the weights and, last, what was done."""
     folder = None
     if result.status == "done":
         folder = out / ("model" if ready.resolved.method == "full" else "adapter")
         trained.files.snapshot(copy=False)(folder)
+        if isinstance(objective, WithHead):
+            objective.save(folder)
     done = TrainResult(
         status=result.status,
         folder=folder,

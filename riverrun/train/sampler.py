@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import random
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
 
-from riverrun.data.packing import Pack, PackStats, plan_epoch
+from riverrun.data.packing import Group, Pack, PackStats, plan_epoch
+from riverrun.data.preferences import cut_groups
 from riverrun.data.tokens import TokenRow
 
-__all__ = ["PackSampler", "Prefetch"]
+__all__ = ["GroupSampler", "PackSampler", "Prefetch"]
 
 
 class PackSampler:
@@ -35,11 +37,11 @@ class PackSampler:
     def epoch_packs(self, epoch: int) -> list[Pack]:
         with self._lock:
             if self._epoch[0] != epoch:
-                packs = plan_epoch(
-                    self.rows, micro_tokens=self.micro_tokens, seed=self.seed, epoch=epoch, share=self.share
-                )
-                self._epoch = (epoch, packs)
+                self._epoch = (epoch, self._plan(epoch))
             return self._epoch[1]
+
+    def _plan(self, epoch: int) -> list[Pack]:
+        return plan_epoch(self.rows, micro_tokens=self.micro_tokens, seed=self.seed, epoch=epoch, share=self.share)
 
     def steps_in_epoch(self, epoch: int) -> int:
         if epoch not in self._steps:
@@ -61,6 +63,20 @@ class PackSampler:
             epoch += 1
         packs = self.epoch_packs(epoch)
         return packs[step * self.packs_per_step : (step + 1) * self.packs_per_step]
+
+
+class GroupSampler(PackSampler):
+    """Steps of packs of whole groups: pairs of answers, judged answers. Order and cut as above."""
+
+    def __init__(self, groups: Sequence[Group], *, micro_tokens: int, packs_per_step: int, seed: int) -> None:
+        rows = [row for group in groups for row in group.rows]
+        super().__init__(rows, micro_tokens=micro_tokens, packs_per_step=packs_per_step, seed=seed)
+        self.groups = list(groups)
+
+    def _plan(self, epoch: int) -> list[Pack]:
+        order = list(self.groups)
+        random.Random(f"{self.seed}/{epoch}/groups").shuffle(order)
+        return cut_groups(order, self.micro_tokens)
 
 
 class _Batches(Protocol):

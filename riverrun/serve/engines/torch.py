@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from riverrun.base.memory import free_memory
 from riverrun.models.cache import SlotAttend, SlotCache
 from riverrun.models.load import Checkpoint, load_model
+from riverrun.models.transformer import CausalLM
 from riverrun.serve.engine import Branch
 from riverrun.serve.slots import shared_beginning
 
@@ -35,22 +36,24 @@ def _stays_in_its_file(opened: Checkpoint, dtype: torch.dtype) -> bool:
 class TorchEngine:
     """Implements `serve.engine.Engine` on `models.transformer.CausalLM`."""
 
-    def __init__(self, opened: Checkpoint, *, slots: int, context: int, dtype: torch.dtype | None = None) -> None:
-        self.dtype = dtype or default_dtype()
-        self.model = load_model(opened, self.dtype, mapped=_stays_in_its_file(opened, self.dtype))
-        self.model.pack()
-        self.cache = SlotCache(opened.config, slots, context, self.dtype)
+    def __init__(self, model: CausalLM, *, slots: int, context: int) -> None:
+        """The model's weights are read as they are at each forward: it may go on learning between them."""
+        self.model, self.dtype = model, model.dtype
+        self.cache = SlotCache(model.config, slots, context, self.dtype)
         self.slots, self.context = slots, context
         self._tokens: list[list[int]] = [[] for _ in range(slots)]
         self._keys = [0] * slots
 
     @classmethod
     def open(cls, opened: Checkpoint, *, slots: int, context: int, threads: int, dtype: str) -> TorchEngine:
-        """As the constructor, with the names the command line uses; threads 0 keeps torch's choice."""
+        """A checkpoint, laid out for inference alone; threads 0 keeps torch's choice."""
         if threads:
             torch.set_num_threads(threads)
-        kinds = {"auto": None, "bfloat16": torch.bfloat16, "float32": torch.float32}
-        return cls(opened, slots=slots, context=context, dtype=kinds[dtype])
+        kinds = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+        chosen = default_dtype() if dtype == "auto" else kinds[dtype]
+        model = load_model(opened, chosen, mapped=_stays_in_its_file(opened, chosen))
+        model.pack()
+        return cls(model, slots=slots, context=context)
 
     def held(self, slot: int) -> int:
         return self.cache.lengths[slot]

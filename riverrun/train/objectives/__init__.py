@@ -10,10 +10,12 @@ cut into micro-batches changes nothing.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from riverrun.base.progress import Progress
 from riverrun.data.packing import Pack
 
 if TYPE_CHECKING:
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from riverrun.models.transformer import CausalLM
     from riverrun.train.objectives.config import ObjectiveConfig
 
-__all__ = ["FACTORIES", "Loss", "Objective", "make_objective"]
+__all__ = ["FACTORIES", "Loss", "Objective", "WithHead", "WithReference", "make_objective"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,15 +47,46 @@ class Objective(Protocol):
         ...
 
 
+@runtime_checkable
+class WithHead(Protocol):
+    """An objective that has parameters of its own beside the model's."""
+
+    def parameters(self) -> dict[str, Tensor]: ...
+
+    def save(self, folder: Path) -> None:
+        """Write them beside the adapter or model in `folder`."""
+        ...
+
+
+@runtime_checkable
+class WithReference(Protocol):
+    """An objective that compares with the model of the start."""
+
+    def prepare_reference(
+        self, packs: Iterable[Pack], work: Path, *, identity: str, progress: Progress | None = None
+    ) -> None:
+        """Called once before training, with the packs of the first epoch."""
+        ...
+
+
 FACTORIES: dict[str, str] = {
     "pretrain": "riverrun.train.objectives.supervised:Supervised",
     "sft": "riverrun.train.objectives.supervised:Supervised",
+    "dpo": "riverrun.train.objectives.preference:DPO",
+    "ipo": "riverrun.train.objectives.preference:IPO",
+    "simpo": "riverrun.train.objectives.preference:SimPO",
+    "orpo": "riverrun.train.objectives.preference:ORPO",
+    "kto": "riverrun.train.objectives.preference:KTO",
+    "reward": "riverrun.train.objectives.reward:Reward",
+    "distill": "riverrun.train.objectives.distill:Distill",
+    "grpo": "riverrun.train.objectives.rl:GRPO",
+    "ppo": "riverrun.train.objectives.rl:PPO",
 }
-"""Name -> "module:class", called with (model, config)."""
+"""Name -> "module:class", called with (model, config, **models)."""
 
 
-def make_objective(model: CausalLM, config: ObjectiveConfig) -> Objective:
-    """The objective that `config.name` names."""
+def make_objective(model: CausalLM, config: ObjectiveConfig, **models: CausalLM) -> Objective:
+    """The objective that `config.name` names. `models`: others that do not learn (`teacher` of distill)."""
     module, _, name = FACTORIES[config.name].partition(":")
-    made: Any = getattr(importlib.import_module(module), name)(model, config)
+    made: Any = getattr(importlib.import_module(module), name)(model, config, **models)
     return made  # type: ignore[no-any-return]

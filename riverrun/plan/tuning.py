@@ -29,6 +29,11 @@ def advise(rows: int) -> Advice:
     if rows < 0:
         raise InputError(f"a number of rows cannot be {rows}: count the training rows")
     table = read_table("tuning", "thresholds")
+    if not table:
+        raise InputError(
+            "plan/tables/tuning.yaml holds no threshold: run `riverrun study run recipes/tuning_study` and put its "
+            "tuning.yaml there"
+        )
 
     def value(name: str) -> float | None:
         return float(table[name]["value"]) if name in table else None

@@ -285,6 +285,12 @@ def test_wrong_recipes_are_refused_by_name(tmp_path: Path) -> None:
         load_study(RECIPES / "tuning_study", ["fewer_methods=[qlora]"])
 
 
+@pytest.mark.parametrize("name", ["tuning_study", "continued_pretraining"])
+def test_the_recipes_are_short_and_listed(name: str) -> None:
+    assert len((RECIPES / name / "recipe.yaml").read_text(encoding="utf-8").splitlines()) <= 40
+    assert f"[{name}]({name}/)" in (RECIPES / "README.md").read_text(encoding="utf-8")
+
+
 def test_the_dry_run_lists_the_cells(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     overrides = [f"model={model}", "seeds=[0]"]
     run_command(RECIPES / "tuning_study", overrides, out=tmp_path / "none", dry_run=True, progress="quiet")

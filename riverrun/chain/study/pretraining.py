@@ -73,6 +73,7 @@ class ReplayConfig(Config):
     texts: int = Field(default=120, ge=0, description="docstrings of the standard library")
     characters: int = Field(default=1200, ge=300, description="longest of them")
     chats: int = Field(default=50, ge=0, description="plain instructions with the base model's own answers")
+    chat_passes: float = Field(default=3.0, gt=0, description="times that those are seen beside the text")
 
 
 class TrainingConfig(Config):
@@ -132,7 +133,7 @@ class PretrainingStudy:
     def cells(self) -> list[Cell]:
         own = self.config.model_dump(mode="json", exclude={"bars", "model", "study"})
         data = {key: own[key] for key in ("seed", "world", "replay", "items", "questions")}
-        passes = data["world"].pop("passes")
+        passes = [data["world"].pop("passes"), data["replay"].pop("chat_passes")]
         measured = {key: own[key] for key in ("seed", "measure")} | {"data": data}
         seconds = _seconds(self)
         settings: dict[str, dict[str, Any]] = {
@@ -205,7 +206,11 @@ class PretrainingStudy:
 
     def _pretrain(self, data: Path, out: Path, progress: Progress) -> TrainResult:
         passes = self.config.world.passes
-        sources = [(data / "text.jsonl", passes), (data / "replay.jsonl", 1.0), (data / "chats.jsonl", 1.0)]
+        sources = [
+            (data / "text.jsonl", passes),
+            (data / "replay.jsonl", 1.0),
+            (data / "chats.jsonl", self.config.replay.chat_passes),
+        ]
         return self._train(self.config.pretrain, "pretrain", self.base.path, None, sources, out, progress)
 
     def _tune(self, data: Path, model: Path, adapter: Path | None, out: Path, progress: Progress) -> TrainResult:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 import shutil
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -42,7 +43,7 @@ __all__ = ["Method", "TuningConfig", "TuningStudy"]
 
 Method = Literal["prompt", "retrieval", "lora", "qlora", "full"]
 TRAINED = ("lora", "qlora", "full")
-OWN_TOKENS = 55
+OWN_TOKENS = 40
 """Tokens of a row beside the system text, which a pack computes once; for forecasts."""
 
 
@@ -64,7 +65,7 @@ class TuningConfig(StudyConfig):
     intents: str = Field(description="intents file, relative to the recipe")
     make: str = Field(description="script that makes the database, relative to the recipe")
     deny_columns: tuple[str, ...] = Field(default=(), description="columns that no query may read")
-    train_per_intent: int = Field(default=40, ge=1, description="rows of each intent that is answered by a query")
+    train_per_intent: int = Field(default=50, ge=1, description="rows of each intent that is answered by a query")
     dev_per_intent: int = Field(default=3, ge=1, description="questions of each such intent that are asked")
     answer_tokens: int = Field(default=80, ge=1, description="longest query that is written")
     invented: float = Field(default=0.2, ge=0, le=1, description="share of rows that name things which do not exist")
@@ -105,9 +106,12 @@ class TuningStudy:
         self.config, self.base = config, Base(config.model, recipe)
         self.intents, self.make = (recipe / config.intents).resolve(), (recipe / config.make).resolve()
 
+    @cached_property
+    def _files(self) -> dict[str, str]:
+        return {path.name: digest_tree(path) for path in (self.intents, self.make)}
+
     def inputs(self) -> dict[str, str]:
-        files = {path.name: digest_tree(path) for path in (self.intents, self.make)}
-        return {"model": self.base.digest} | files
+        return {"model": self.base.digest} | self._files
 
     # ---- the grid -----------------------------------------------------------------------------------------------
 

@@ -425,6 +425,67 @@ def study_run(
         run_command(recipe, overrides or [], out=out, dry_run=dry_run, progress=progress)
 
 
+_MODEL = typer.Option(help="Model path or catalogue name whose tokenizer and chat template are used.")
+_FORMAT = typer.Option(help="Format of the rows; told from the first ones unless given.")
+_TRAIN_ON = typer.Option(help="What counts in the loss: assistant, last or all.")
+_LONGEST = typer.Option(help="Tokens of the longest row; 1024 unless given.")
+_OVERLONG = typer.Option(help="Longer conversations: drop, cut_right or cut_left_turns.")
+
+
+@train_app.command("inspect")
+def train_inspect(
+    target: Annotated[
+        str, typer.Argument(help="Recipe, file or folder of rows, source such as hf:OWNER/NAME, shards.")
+    ],
+    model: Annotated[str, _MODEL] = "",
+    format: Annotated[str, _FORMAT] = "",
+    train_on: Annotated[str, _TRAIN_ON] = "",
+    max_tokens: Annotated[int, _LONGEST] = 0,
+    overlong: Annotated[str, _OVERLONG] = "",
+    micro_tokens: Annotated[int, typer.Option(help="Tokens of a pack; the recipe's, else 2048.")] = 0,
+    global_tokens: Annotated[int, typer.Option(help="Tokens of a step; the recipe's, else one pack.")] = 0,
+    rows: Annotated[int, typer.Option(help="Rows to show token by token.")] = 3,
+    most: Annotated[int, typer.Option(help="Records of each file to look at; 0 takes all.")] = 2000,
+    bad_rows: Annotated[Path | None, typer.Option(help="Write what was set aside into this file.")] = None,
+) -> None:
+    """Show what training would see: tokens, what counts in the loss, packs, lengths, rows set aside. Needs no torch."""
+    with _errors():
+        from riverrun.cli.train_data import inspect_command
+
+        options = {"format": format, "train_on": train_on, "max_tokens": max_tokens, "overlong": overlong}
+        inspect_command(
+            target,
+            model=model,
+            options=options,
+            micro_tokens=micro_tokens,
+            global_tokens=global_tokens,
+            rows=rows,
+            most=most,
+            bad_file=bad_rows,
+        )
+
+
+@train_app.command("build")
+def train_build(
+    targets: Annotated[list[str], typer.Argument(help="Recipes, files or folders of rows, or sources.")],
+    out: Annotated[Path, typer.Option(help="Folder for the shards.")],
+    model: Annotated[str, _MODEL] = "",
+    format: Annotated[str, _FORMAT] = "",
+    train_on: Annotated[str, _TRAIN_ON] = "",
+    max_tokens: Annotated[int, _LONGEST] = 0,
+    overlong: Annotated[str, _OVERLONG] = "",
+    workers: Annotated[int, typer.Option(help="Processes; 0 takes the cores where there is enough to do.")] = 0,
+    bad_rows: Annotated[float, typer.Option(help="Rows that may be set aside: a share below 1, else a count.")] = 0.01,
+    progress: Annotated[str, typer.Option(help="auto, bar, lines, json or quiet.")] = "auto",
+) -> None:
+    """Turn rows into shards of tokens, mapped when training opens them; a stopped build goes on."""
+    with _errors():
+        from riverrun.cli.train_data import build_command
+
+        options = {"format": format, "train_on": train_on, "max_tokens": max_tokens, "overlong": overlong}
+        build_command(targets, out, model=model, options=options, workers=workers, bad_rows=bad_rows, progress=progress)
+
+
 def main() -> None:
     """Entry point of the console script."""
     app()

@@ -128,7 +128,8 @@ def shared_prefix(rows: Sequence[TokenRow]) -> int:
     """Length of the longest beginning that all rows have, none learns, and none ends within; 0 if below MIN_SHARED."""
     if len(rows) < 2:
         return 0
-    first, last = min(row.ids for row in rows), max(row.ids for row in rows)
+    begins = [tuple(row.ids) for row in rows]
+    first, last = min(begins), max(begins)
     count = 0
     while count < min(len(first), len(last)) and first[count] == last[count]:
         count += 1
@@ -142,7 +143,7 @@ def _groups(rows: Sequence[TokenRow]) -> Iterator[tuple[list[TokenRow], int]]:
     """(rows, tokens of the beginning they share): a trie is cut where a branch shares much more than its parent."""
     by_start: dict[tuple[int, ...], list[TokenRow]] = {}
     for row in rows:
-        by_start.setdefault(row.ids[:MIN_SHARED], []).append(row)
+        by_start.setdefault(tuple(row.ids[:MIN_SHARED]), []).append(row)
     for group in by_start.values():
         yield from _split(group)
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from riverrun.base.errors import InputError
 from riverrun.base.types import Message, ToolSpec
 from riverrun.models.chat import ChatTemplate
@@ -19,15 +21,20 @@ __all__ = ["EncodedRows", "TokenRow", "encode_conversation", "encode_rows", "enc
 
 @dataclass(frozen=True, slots=True)
 class TokenRow:
-    """One training example. `learned[i]` says whether token i is predicted for the loss (never from another row)."""
+    """One training example. `learned[i]` says whether token i is predicted for the loss (never from another row).
+
+    Both are sequences of one length: tuples, or arrays that lie in a shard.
+    """
 
     id: str
-    ids: tuple[int, ...]
-    learned: tuple[bool, ...]
+    ids: Sequence[int]
+    learned: Sequence[bool]
 
     @property
     def label_tokens(self) -> int:
         """Tokens that count in the loss; the first token of a row has nothing to be predicted from."""
+        if isinstance(self.learned, np.ndarray):
+            return int(np.count_nonzero(self.learned[1:]))
         return sum(self.learned[1:])
 
 

@@ -21,7 +21,7 @@ from riverrun.models.jinja import TemplateCode
 from riverrun.models.marks import MarkedText, Shield, anchor, start_mark
 from riverrun.models.tokenizer import Tokenizer
 
-__all__ = ["ChatTemplate", "template_messages"]
+__all__ = ["ChatTemplate", "Spans", "Talk", "template_messages"]
 
 DEFAULT, TOOL_USE = "default", "tool_use"
 _OURS = ("messages", "tools", "add_generation_prompt", "bos_token", "eos_token")
@@ -44,7 +44,7 @@ def template_messages(messages: Sequence[Message], model: str = "model") -> list
 
 
 @dataclass(frozen=True)
-class _Talk:
+class Talk:
     """What one call hands to the template, marked or not."""
 
     messages: list[dict[str, Any]]
@@ -55,7 +55,7 @@ class _Talk:
     def uses_tools(self) -> bool:
         return bool(self.tools) or any(m["role"] == "tool" or "tool_calls" in m for m in self.messages)
 
-    def shielded(self, shield: Shield, own: Shield) -> _Talk:
+    def shielded(self, shield: Shield, own: Shield) -> Talk:
         """Marked; an assistant's content by `own`: it may hold the marks of calls and thoughts."""
         rows = []
         for row in self.messages:
@@ -63,7 +63,7 @@ class _Talk:
             if row["role"] == "assistant":
                 out["content"] = own(row["content"])
             rows.append(out)
-        return _Talk(rows, shield(self.tools), shield(self.variables))
+        return Talk(rows, shield(self.tools), shield(self.variables))
 
 
 class ChatTemplate:
@@ -154,51 +154,57 @@ class ChatTemplate:
         opened turn, and the token that ends the turn; nothing else. A template with `{% generation %}` blocks says
         itself what that is. ConfigError when the template leaves out or rewrites what an assistant said.
         """
+        ids, turns = self.encode_turns(tokenizer, messages, tools=tools, variables=variables)
+        learned = [False] * len(ids)
+        for first, last in turns:
+            learned[first:last] = [True] * (last - first)
+        return ids, learned
+
+    def encode_turns(
+        self,
+        tokenizer: Tokenizer,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[ToolSpec] = (),
+        variables: Mapping[str, Any] | None = None,
+    ) -> tuple[list[int], list[tuple[int, int]]]:
+        """Ids of a whole conversation, and the tokens [first, last) that each assistant turn emits, in order.
+
+        A template with `{% generation %}` blocks gives one for each block, which may be more or fewer than turns.
+        """
         talk, marks, _ = self._shielded(tokenizer, self._talk(messages, tools, variables, "model"))
         if self._pick(talk).tracks:
             text = MarkedText.read(self._run(talk, False, track=True))
             spans = list(text.spans)
         else:
-            spans, text = _Spans(self._run, talk).find(tokenizer)
+            spans, text = Spans(self._run, talk).find(tokenizer)
         ids: list[int] = []
-        learned: list[bool] = []
+        firsts, lasts = [-1] * len(spans), [0] * len(spans)
         reached = current = (
             0  # a tokenizer may leave spaces out of its offsets: a token covers all since the one before
         )
         for token, start, end in _split(tokenizer, text, marks):
             while current < len(spans) and spans[current][1] <= min(start, reached):
                 current += 1
+            if current < len(spans) and spans[current][0] < end:
+                firsts[current] = len(ids) if firsts[current] < 0 else firsts[current]
+                lasts[current] = len(ids) + 1
             ids.append(token)
-            learned.append(current < len(spans) and spans[current][0] < end)
             reached = end
-        return ids, learned
+        return ids, [(max(first, 0), last) for first, last in zip(firsts, lasts, strict=True)]
 
-    # ---- rendering --------------------------------------------------------------------------------------------------
+    def find_turns(self, tokenizer: Tokenizer, messages: Sequence[Message]) -> tuple[str, list[tuple[int, int]], bool]:
+        """(rendered text, characters [start, end) of each assistant turn, whether the template opens a turn) of a
+        conversation without tools, by a template without generation blocks. ConfigError as `encode_with_labels`."""
+        talk, _, _ = self._shielded(tokenizer, self._talk(messages, (), None, "model"))
+        finder = Spans(self._run, talk)
+        spans, text = finder.find(tokenizer)
+        turn = next((i for i, row in enumerate(talk.messages) if row["role"] == "assistant"), 0)
+        return text.text, spans, finder.opens(turn)
 
-    def _talk(
-        self, messages: Sequence[Message], tools: Sequence[ToolSpec], variables: Mapping[str, Any] | None, model: str
-    ) -> _Talk:
-        if taken := set(variables or ()) & {*_OURS}:
-            raise InputError(f"the template variable '{min(taken)}' is set by the conversation: give it another name")
-        return _Talk(template_messages(messages, model), [tool.to_openai() for tool in tools], dict(variables or {}))
-
-    def _pick(self, talk: _Talk, name: str = "") -> TemplateCode:
-        """The template for a conversation, by the rule of transformers."""
-        if name and name not in self._code:
-            raise InputError(f"the model has no chat template '{name}'.{nearest(name, self._code)}")
-        return self._code[name or (TOOL_USE if talk.tools and TOOL_USE in self._code else DEFAULT)]
-
-    def _run(self, talk: _Talk, opened: bool, *, track: bool = False, name: str = "") -> str:
-        text = self._render(talk, opened, track=track, name=name)
-        if "\\ufdd" in text and "\\ufdd" not in json.dumps([talk.messages, talk.tools], ensure_ascii=False):
-            raise InputError("the chat template writes texts as ASCII escapes, and one of them holds a special token")
-        if talk.uses_tools:
-            _require_written(text, talk, self.knows_tools)
-        return text
-
-    def _render(self, talk: _Talk, opened: bool, *, track: bool = False, name: str = "") -> str:
-        code = self._pick(talk, name)
-        values = {
+    def values(self, talk: Talk, opened: bool) -> dict[str, Any]:
+        """What the template is given by name."""
+        return {
             "documents": None,  # templates ask "documents is not none"
             **talk.variables,
             "messages": talk.messages,
@@ -207,9 +213,34 @@ class ChatTemplate:
             "bos_token": self.bos_token,
             "eos_token": self.eos_token,
         }
-        return code.render(values, track=track)
 
-    def _shielded(self, tokenizer: Tokenizer, talk: _Talk) -> tuple[_Talk, frozenset[str], Shield]:
+    # ---- rendering --------------------------------------------------------------------------------------------------
+
+    def _talk(
+        self, messages: Sequence[Message], tools: Sequence[ToolSpec], variables: Mapping[str, Any] | None, model: str
+    ) -> Talk:
+        if taken := set(variables or ()) & {*_OURS}:
+            raise InputError(f"the template variable '{min(taken)}' is set by the conversation: give it another name")
+        return Talk(template_messages(messages, model), [tool.to_openai() for tool in tools], dict(variables or {}))
+
+    def _pick(self, talk: Talk, name: str = "") -> TemplateCode:
+        """The template for a conversation, by the rule of transformers."""
+        if name and name not in self._code:
+            raise InputError(f"the model has no chat template '{name}'.{nearest(name, self._code)}")
+        return self._code[name or (TOOL_USE if talk.tools and TOOL_USE in self._code else DEFAULT)]
+
+    def _run(self, talk: Talk, opened: bool, *, track: bool = False, name: str = "") -> str:
+        text = self._render(talk, opened, track=track, name=name)
+        if "\\ufdd" in text and "\\ufdd" not in json.dumps([talk.messages, talk.tools], ensure_ascii=False):
+            raise InputError("the chat template writes texts as ASCII escapes, and one of them holds a special token")
+        if talk.uses_tools:
+            _require_written(text, talk, self.knows_tools)
+        return text
+
+    def _render(self, talk: Talk, opened: bool, *, track: bool = False, name: str = "") -> str:
+        return self._pick(talk, name).render(self.values(talk, opened), track=track)
+
+    def _shielded(self, tokenizer: Tokenizer, talk: Talk) -> tuple[Talk, frozenset[str], Shield]:
         """(marked conversation, added tokens that are the template's structure, shield of an assistant's content).
 
         Where tools are the template's business, so are the marks it puts around calls and results (`<tool_call>`):
@@ -231,7 +262,7 @@ def _split(tokenizer: Tokenizer, text: MarkedText, marks: frozenset[str]) -> Ite
     return tokenizer.split(text.text, literal=text.is_literal, marks=marks)
 
 
-def _require_written(text: str, talk: _Talk, known: bool) -> None:
+def _require_written(text: str, talk: Talk, known: bool) -> None:
     """The name of every tool and call that was handed in is in the text; a template that drops one is refused."""
     if not known and any(row["role"] == "tool" for row in talk.messages):
         raise InputError(
@@ -248,7 +279,7 @@ def _require_written(text: str, talk: _Talk, known: bool) -> None:
         )
 
 
-class _Spans:
+class Spans:
     """Finds what the assistant emits in a rendered conversation.
 
     A turn begins where the opened turn of the prompt before it ends: that prompt is rendered, and what it writes after
@@ -256,7 +287,7 @@ class _Spans:
     with the token that ends a turn of text alone.
     """
 
-    def __init__(self, run: Callable[[_Talk, bool], str], talk: _Talk) -> None:
+    def __init__(self, run: Callable[[Talk, bool], str], talk: Talk) -> None:
         self._run, self._talk = run, talk
 
     def find(self, tokenizer: Tokenizer) -> tuple[list[tuple[int, int]], MarkedText]:
@@ -266,8 +297,7 @@ class _Spans:
         turns = [i for i, row in enumerate(rows) if row["role"] == "assistant"]
         if not turns:
             return [], plain
-        before = self._part(rows[: turns[0]])
-        opens = self._try(before, True) != self._try(before, False)
+        opens = self.opens(turns[0])
         for place in (_middle, _after_first, _before_last):
             marked = [
                 row | {"content": _anchored(row["content"], i, place, start=not opens and row["role"] == "assistant")}
@@ -283,10 +313,15 @@ class _Spans:
         spans = [self._span(i, marked, text, opens, tokenizer) for i in turns]
         return spans, text
 
-    def _part(self, rows: list[dict[str, Any]]) -> _Talk:
-        return _Talk(rows, self._talk.tools, self._talk.variables)
+    def opens(self, turn: int) -> bool:
+        """Whether the template writes something to open an assistant's turn after the messages before it."""
+        before = self._part(self._talk.messages[:turn])
+        return self._try(before, True) != self._try(before, False)
 
-    def _try(self, talk: _Talk, opened: bool) -> str | None:
+    def _part(self, rows: list[dict[str, Any]]) -> Talk:
+        return Talk(rows, self._talk.tools, self._talk.variables)
+
+    def _try(self, talk: Talk, opened: bool) -> str | None:
         try:
             return self._run(talk, opened)
         except InputError:
@@ -316,7 +351,7 @@ class _Spans:
 
     def _start(self, turn: int, rows: list[dict[str, Any]], text: MarkedText, opens: bool) -> int:
         for variables in (self._talk.variables, {}):  # without: a prompt may hold what an earlier turn does not
-            rendered = self._try(_Talk(rows[:turn], self._talk.tools, variables), True)
+            rendered = self._try(Talk(rows[:turn], self._talk.tools, variables), True)
             if rendered is None:
                 continue
             prompt = MarkedText.read(rendered)

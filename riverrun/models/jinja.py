@@ -12,7 +12,7 @@ import functools
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 from jinja2 import TemplateError, nodes
 from jinja2.exceptions import SecurityError, TemplateSyntaxError
@@ -23,6 +23,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
 from riverrun.base.errors import ConfigError, InputError
+from riverrun.models.opaque import Opaque, finalize, guard_filter, guard_test
 
 __all__ = ["GENERATION", "TemplateCode"]
 
@@ -73,7 +74,9 @@ class _Guard(Extension):
         budget: _Budget = context.parent[_BUDGET]
         return _Sized(values, budget) if hasattr(values, "__len__") else budget.each(values)
 
-    def joined(self, *parts: Any) -> str:
+    def joined(self, *parts: Any) -> str | Opaque:
+        if any(isinstance(part, Opaque) for part in parts):
+            return Opaque._joined(*parts)
         texts = [str(part) for part in parts]
         _fits(sum(map(len, texts)))
         return "".join(texts)
@@ -119,10 +122,15 @@ class _Sandbox(ImmutableSandboxedEnvironment):
 
     intercepted_binops = frozenset(["+", "*", "**", "%"])
 
-    def __init__(self) -> None:
-        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Guard])
+    def __init__(self, *, opaque: bool = False) -> None:
+        more: dict[str, Any] = {"finalize": finalize} if opaque else {}
+        extensions = ["jinja2.ext.loopcontrols", _Guard]
+        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=extensions, **more)
         self.filters = {name: _guarded(name, function) for name, function in self.filters.items()}
         self.filters["tojson"] = _guarded("tojson", _tojson)
+        if opaque:
+            self.filters = {name: guard_filter(name, function) for name, function in self.filters.items()}
+            self.tests = {name: guard_test(name, cast(Any, test)) for name, test in self.tests.items()}
         self.globals = {name: value for name, value in self.globals.items() if name != "lipsum"}
         self.globals |= {"raise_exception": _raise, "strftime_now": _now, "dict": _dict}
 
@@ -203,13 +211,17 @@ def _dict(*args: Any, **kwargs: Any) -> dict[Any, Any]:
 
 
 class TemplateCode:
-    """One compiled template. `names` are the variables it asks for, `tracks` says whether it has generation blocks."""
+    """One compiled template. `names` are the variables it asks for, `tracks` says whether it has generation blocks,
+    `captures` whether it works on texts it has written. `opaque` compiles it for contents that are `Opaque`."""
 
-    def __init__(self, source: str) -> None:
+    def __init__(self, source: str, *, opaque: bool = False) -> None:
         self.source = source
-        environment = _Sandbox()
+        environment = _Sandbox(opaque=opaque)
         try:
             tree = environment.parse(source)
+            # what these write is a plain text, in which an opaque one could no longer be told from a literal
+            captures = (nodes.Macro, nodes.CallBlock, nodes.AssignBlock, nodes.FilterBlock)
+            self.captures = next(tree.find_all(captures), None) is not None
             self.names = frozenset(find_undeclared_variables(tree))
             guard = environment.extensions[_Guard.identifier]
             assert isinstance(guard, _Guard)

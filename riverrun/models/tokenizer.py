@@ -162,6 +162,21 @@ class Tokenizer:
     ) -> Iterator[Token]:
         """Tokens of a text in which special tokens are special, except where `literal(start, end)` says that one was
         written by a user. `marks` are added tokens that are not special and obey `literal` as well."""
+        for token, start, end, plain in self.segments(text, literal=literal, marks=marks):
+            if token is None:
+                yield from self._segment(text, start, end, plain)
+            else:
+                yield token, start, end
+
+    def segments(
+        self,
+        text: str,
+        *,
+        literal: Callable[[int, int], bool] = lambda start, end: False,
+        marks: frozenset[str] = frozenset(),
+    ) -> Iterator[tuple[int | None, int, int, frozenset[str]]]:
+        """What `split` goes through: (id, start, end, ()) of special tokens, and (None, start, end, marks that are
+        text there) of the stretches between, each of which is tokenised by itself."""
         pattern = self._pattern(marks)
         place = reached = 0
         plain: set[str] = set()  # marks that stand in the segment as text
@@ -176,11 +191,37 @@ class Tokenizer:
                 start -= 1
             while token.rstrip and end < len(text) and text[end].isspace():
                 end += 1
-            yield from self._segment(text, reached, start, marks & plain)
-            yield self._id(found.group()), start, end
+            if start > reached:
+                yield None, reached, start, marks & plain
+            yield self._id(found.group()), start, end, frozenset()
             place = reached = end
             plain.clear()
-        yield from self._segment(text, reached, len(text), marks & plain)
+        if len(text) > reached:
+            yield None, reached, len(text), marks & plain
+
+    def looks_around(self, token_id: int) -> tuple[bool, bool]:
+        """Whether a special token is read with the white space, or depending on the characters, before and after."""
+        added = self._added.get(self.token(token_id))
+        assert added is not None, f"{token_id} is no added token"
+        return bool(added.lstrip or added.single_word), bool(added.rstrip or added.single_word)
+
+    @property
+    def first_has_space(self) -> bool:
+        """Whether the first word of a text is read as if a space stood before it, and only there."""
+        return self._first_prefix
+
+    def parts(self, text: str) -> list[tuple[str, tuple[int, int]]]:
+        """The parts that a text is cut into before each is tokenised by itself, with their characters [start, end)."""
+        return list(self._backend.pre_tokenizer.pre_tokenize_str(text))
+
+    def encode_many(self, texts: Sequence[str], *, places: bool = False) -> list[Any]:
+        """Encodings (of the `tokenizers` package: `ids`, and with `places` `char_to_token` and `offsets`) of stretches
+        of text as `segments` gives them, together. InputError when one holds half of a surrogate pair."""
+        run = self._backend.encode_batch if places else self._backend.encode_batch_fast
+        try:
+            return list(run(list(texts), add_special_tokens=False))
+        except TypeError:
+            raise InputError("a text holds half of a surrogate pair, which UTF-8 cannot hold: replace it") from None
 
     def special_places(self, text: str) -> Iterator[tuple[str, int, int]]:
         """(text, start, end) of each special token written in a text."""

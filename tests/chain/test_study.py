@@ -163,6 +163,7 @@ def test_continued_pretraining_measures_four_models(pretrained: Path) -> None:
     page = (pretrained / "index.html").read_text(encoding="utf-8")
     assert "<svg" in page
     assert "虚构知识" in page
+    assert "it can hardly do the form" in page, "random weights do not read what stands before the sentence"
 
 
 def test_continued_pretraining_learns_text_and_tunes_on_half_the_country(pretrained: Path) -> None:

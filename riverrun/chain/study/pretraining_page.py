@@ -22,6 +22,8 @@ MODELS = {
     "control": Both("base, tuned alike", "基座,同样微调"),
 }
 SHOWN = 12
+ABLE = 0.8
+"""Share of the items that a model must get right with the fact in sight for its cloze to mean something."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,15 +123,22 @@ def _learned(scores: Mapping[str, Mapping[str, Any]]) -> Markup:
 
 
 def _control(scores: Mapping[str, Mapping[str, Any]]) -> Markup:
-    share = 100 * scores["base"]["open_book"]["value"]
-    return paragraph(
-        Both(
-            f"With a sentence that says the fact in sight, the base picks the right ending in {share:.0f} % of the "
-            "items: it can do the form, and without the sentence it is near chance because it does not know the facts.",
-            f"当包含该事实的句子在上文中时,基座在 {share:.0f} % 的题目中选对结尾:它会做这种题,"
-            "没有该句时接近随机是因为不知道事实。",
-        )
+    """Whether the base can do the form of the cloze at all."""
+    share = scores["base"]["open_book"]["value"]
+    said = Both(
+        f"With a sentence that says the fact in sight, the base picks the right ending in {100 * share:.0f} % of them",
+        f"当上文中有说出该事实的句子时,基座在 {100 * share:.0f} % 的题目中选对结尾",
     )
+    if share >= ABLE:
+        end = Both(
+            ": it can do the form, and without the sentence it is near chance because it does not know the facts.",
+            ":它会做这种题,没有该句时接近随机是因为不知道事实。",
+        )
+    else:
+        end = Both(
+            ": it can hardly do the form, so its cloze says little.", ":它几乎不会做这种题,因此完形填空说明不了什么。"
+        )
+    return paragraph(said, end)
 
 
 def _kept(scores: Mapping[str, Mapping[str, Any]]) -> Markup:

@@ -141,7 +141,9 @@ def _enough_rank(groups: Sequence[Group]) -> dict[str, Any] | None:
     best = max(groups, key=_rate)
     for group in sorted(groups, key=lambda each: each.rank):
         if group is best:
-            return {"value": group.rank, "why": f"rank {group.rank} is the best, and smaller ones are proven worse"}
+            others = ", ".join(str(each.rank) for each in groups if each is not best)
+            smaller = ", and smaller ones are proven worse" if any(each.rank < best.rank for each in groups) else ""
+            return {"value": group.rank, "why": f"rank {group.rank} is the best{smaller} (tried beside it: {others})"}
         gain = best.over(group)
         if gain.low <= 0:
             return {"value": group.rank, "why": f"no higher rank is proven better: {_said(best, group, gain)}"}

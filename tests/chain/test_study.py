@@ -23,6 +23,8 @@ from riverrun.chain.study.sqltask import Example, Nearest, Writer, chat_rows
 from riverrun.chain.study.study import Outcome, load_study
 from riverrun.chain.study.tuning_findings import Group, table_of, thresholds_of
 from riverrun.cli.study import run_command
+from riverrun.data.replay import WIDER, replay_texts
+from riverrun.evaluate.retention import cpython_topics, held_out
 from tests.tiny_model import write_tiny
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -183,6 +185,16 @@ def test_continued_pretraining_learns_text_and_tunes_on_half_the_country(pretrai
     assert sources["replay.jsonl"] == 1.0
     control = yaml.safe_load((pretrained / "cells/control/train/resolved.yaml").read_text(encoding="utf-8"))
     assert (control["objective"]["name"], control["method"]["name"]) == ("sft", "lora")
+
+
+def test_replay_is_text_that_every_python_has_and_general_text_is_not_among_it() -> None:
+    texts = replay_texts(10_000, characters=1200, seed=0, modules=WIDER)
+    few = replay_texts(10_000, characters=1200, seed=0)
+    assert len(texts) > 2 * len(few) > 200
+    assert set(few) <= set(texts)
+    assert replay_texts(5, characters=1200, seed=0, modules=("json", "no_such_module"))
+    topics = "\n".join(text for _, text in held_out(cpython_topics(), characters=60_000))
+    assert not any(text in topics for _, text in texts)
 
 
 def test_bars_are_compared_the_right_way_round() -> None:

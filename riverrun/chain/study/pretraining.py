@@ -29,7 +29,7 @@ from riverrun.chain.study.measure import KeptConfig, Times, compare_kept, cost_o
 from riverrun.chain.study.pretraining_page import close_pretraining
 from riverrun.chain.study.study import Base, Cell, Outcome, StudyConfig
 from riverrun.data.invented import Fact, World, make_world
-from riverrun.data.replay import replay_texts
+from riverrun.data.replay import WIDER, replay_texts
 from riverrun.evaluate import cloze, retention
 from riverrun.evaluate.cloze import Cloze, ClozeRecord
 from riverrun.evaluate.instructions import replay_prompts
@@ -64,13 +64,13 @@ class WorldConfig(Config):
 
     scale: float = Field(default=1.0, gt=0, le=3, description="size of the country: 156 facts at 1")
     articles: int = Field(default=12, ge=1, description="articles on each thing, in changing order and wording")
-    passes: float = Field(default=4.0, gt=0, description="times that articles and book are seen")
+    passes: float = Field(default=6.0, gt=0, description="times that articles and book are seen")
 
 
 class ReplayConfig(Config):
     """General text that is learned beside it, seen once."""
 
-    texts: int = Field(default=120, ge=0, description="docstrings of the standard library")
+    texts: int = Field(default=450, ge=0, description="docstrings of the standard library")
     characters: int = Field(default=1200, ge=300, description="longest of them")
     chats: int = Field(default=50, ge=0, description="plain instructions with the base model's own answers")
     chat_passes: float = Field(default=3.0, gt=0, description="times that those are seen beside the text")
@@ -171,7 +171,8 @@ class PretrainingStudy:
         config, world = self.config, self.world
         texts = world.articles(config.world.articles) + world.book()
         write_lines(folder / "text.jsonl", _text_rows(texts))
-        replay = replay_texts(config.replay.texts, characters=config.replay.characters, seed=config.seed)
+        most = config.replay
+        replay = replay_texts(most.texts, characters=most.characters, seed=config.seed, modules=WIDER)
         write_lines(folder / "replay.jsonl", _text_rows(replay))
         chats = lines_once(folder / "chats.jsonl", lambda: self._own_answers(config.replay.chats))
         write_lines(folder / "held.jsonl", _text_rows(world.held_out()))

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast, get_args
+from typing import TYPE_CHECKING, cast, get_args
 
 from riverrun.base.errors import InputError, nearest
 from riverrun.base.progress import Mode, Progress
+
+if TYPE_CHECKING:
+    from riverrun.train.recipe import TrainConfig
 
 __all__ = ["run_command"]
 
@@ -17,9 +20,11 @@ def run_command(recipe: Path, overrides: Sequence[str], *, out: Path | None, dry
         raise InputError(f"--progress {progress}: no such form.{nearest(progress, get_args(Mode))}")
     from riverrun.train.recipe import load_recipe
 
-    config = load_recipe(recipe, tuple(overrides))
+    name = recipe.parent.name if recipe.name == "recipe.yaml" else recipe.stem
+    folder = out or Path("runs") / name
+    config, notes = _resolved(load_recipe(recipe, tuple(overrides)), folder)
     if dry_run:
-        print(_preview(config))
+        print("\n".join([*notes, _preview(config)]))
         return
     from riverrun.base.memory import keep_freed_memory
     from riverrun.chain.rollouts import PolicyModel
@@ -27,8 +32,8 @@ def run_command(recipe: Path, overrides: Sequence[str], *, out: Path | None, dry
 
     keep_freed_memory()
     news = Progress(cast(Mode, progress))
-    name = recipe.parent.name if recipe.name == "recipe.yaml" else recipe.stem
-    folder = out or Path("runs") / name
+    for note in notes:
+        news.say(note)
     done = train_recipe(config, folder, progress=news, serve=PolicyModel)
     if done.status != "done":
         news.say(f"{done.status} at step {done.steps}: the same command goes on from there")
@@ -38,6 +43,17 @@ def run_command(recipe: Path, overrides: Sequence[str], *, out: Path | None, dry
         f"{done.folder}: {done.steps} steps, loss {done.losses[0]:.4f} to {done.losses[-1]:.4f}, {speed:.0f} tokens/s, "
         f"peak {done.peak_bytes / 1e9:.2f} GB"
     )
+
+
+def _resolved(config: TrainConfig, folder: Path) -> tuple[TrainConfig, tuple[str, ...]]:
+    """The recipe without what is left to the memory, and why each value was taken."""
+    from riverrun.chain.resolving import as_it_began, is_open, resolve_recipe
+
+    config = as_it_began(config, folder)
+    if not is_open(config):
+        return config, ()
+    found = resolve_recipe(config)
+    return found.config, found.notes
 
 
 def _preview(config: object) -> str:

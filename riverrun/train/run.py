@@ -46,6 +46,8 @@ __all__ = ["Resolved", "TrainResult", "identity_of", "prepare", "resolve", "trai
 MICRO_TOKENS = 2048
 _FREE = {
     "data": {"validation", "workers"},
+    "batch": {"recompute"},
+    "method": {"cache"},
     "run": {
         *("save_every", "save_async", "keep_last", "keep_every", "eval_every", "prompts", "prompt_tokens"),
         *("time_limit", "tensorboard"),
@@ -85,7 +87,8 @@ class TrainResult:
 
 
 def resolve(config: TrainConfig, opened: Checkpoint) -> Resolved:
-    """Choose what the recipe leaves to the machine, before any weight is read."""
+    """Choose what the recipe still leaves open, before any weight is read; by memory it was chosen before
+    (`chain/resolving`)."""
     notes = []
     method = config.method.name
     if method == "auto":
@@ -102,9 +105,10 @@ def resolve(config: TrainConfig, opened: Checkpoint) -> Resolved:
     if not micro:
         micro = max(64, min(MICRO_TOKENS, config.batch.global_tokens))
         notes.append(f"batch.micro_tokens {micro}: at most {MICRO_TOKENS}, and no more than a step takes")
+    rank = 16 if config.method.rank == "auto" else config.method.rank
     done = config.model_copy(
         update={
-            "method": config.method.model_copy(update={"name": method}),
+            "method": config.method.model_copy(update={"name": method, "rank": rank}),
             "run": config.run.model_copy(update={"dtype": name}),
             "batch": config.batch.model_copy(update={"micro_tokens": micro}),
         }

@@ -25,6 +25,7 @@ from riverrun.chain.study.tuning_findings import Group, table_of, thresholds_of
 from riverrun.cli.study import run_command
 from riverrun.data.replay import WIDER, replay_texts
 from riverrun.evaluate.retention import cpython_topics, held_out
+from riverrun.models.load import quantization_of
 from tests.tiny_model import write_tiny
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -35,7 +36,7 @@ TUNING = [
         "train_per_intent=1",
         "dev_per_intent=1",
         "answer_tokens=6",
-        "methods=[prompt, retrieval, lora, full]",
+        "methods=[prompt, retrieval, lora, qlora, full]",
         "seeds=[0, 1]",
         "shots=1",
     ),
@@ -74,7 +75,7 @@ def pretrained(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_point_of_the_grid_is_measured(tuned: Path) -> None:
     names = {folder.name for folder in (tuned / "cells").iterdir()}
-    each = ["prompt", "lora-r1", "lora-r2", "full", "retrieval-10", "lora-r2-10", "full-10"]
+    each = ["prompt", "lora-r1", "lora-r2", "qlora-r2", "full", "retrieval-10", "lora-r2-10", "full-10"]
     assert names == {"data", "base", "retrieval-s0", *(f"{name}-s{seed}" for name in each for seed in (0, 1))}
     record = read_json(tuned / "study.json")
     assert len(record["cells"]) == len(names)
@@ -82,7 +83,7 @@ def test_every_point_of_the_grid_is_measured(tuned: Path) -> None:
         if cell["name"] in ("data", "base"):
             continue
         assert cell["result"]["success"]["n"] == 34
-        trained = cell["settings"]["method"] in ("lora", "full")
+        trained = cell["settings"]["method"] in ("lora", "qlora", "full")
         assert ("training" in cell["result"]) is trained
         if trained:
             assert cell["result"]["training"]["steps"] >= 1
@@ -91,6 +92,7 @@ def test_every_point_of_the_grid_is_measured(tuned: Path) -> None:
     assert groups["lora", 2, 34]["success"]["n"] == 68
     assert not list(tuned.glob("cells/full*/train/model")), "weights that are measured are not kept"
     assert (tuned / "cells/lora-r2-s0/train/adapter/adapter_model.safetensors").is_file()
+    assert quantization_of(tuned / "nf4"), "QLoRA is measured on the base that it was trained on"
 
 
 def test_a_smaller_number_of_rows_is_drawn_by_the_seed(tuned: Path) -> None:
@@ -108,7 +110,7 @@ def test_the_page_and_the_table_are_written(tuned: Path) -> None:
     page = (tuned / "index.html").read_text(encoding="utf-8")
     assert all(name in page for name in ("lora r=1", "retrieval", "full", "<svg", "适配模型的方法"))
     table = yaml.safe_load((tuned / "tuning.yaml").read_text(encoding="utf-8"))
-    assert {"lora-r1", "lora-r2", "full"} == set(table["measured"])
+    assert {"lora-r1", "lora-r2", "qlora-r2", "full"} == set(table["measured"])
     assert all("34 rows, 34 questions, 2 seeds" in each["source"] for each in table["measured"].values())
     assert table["thresholds"]["enough_rank"]["value"] == 1, "two ranks that both know nothing: the smaller is enough"
 
@@ -123,7 +125,7 @@ def test_a_finished_study_is_not_run_again(model: Path, tuned: Path, tmp_path: P
     study = load_study(RECIPES / "tuning_study", overrides)
     text = plan_text(study, out)
     assert text.endswith("s") or text.endswith("min")
-    assert "1 of 17 cells to do" in text
+    assert "1 of 19 cells to do" in text
     findings = run_study(RECIPES / "tuning_study", overrides, out, progress=QUIET, isolate=False)
     assert {file: file.stat().st_mtime_ns for file in before} == before
     assert (out / "cells/lora-r1-s1/train/adapter/adapter_model.safetensors").stat().st_mtime_ns == kept

@@ -178,10 +178,12 @@ class TuningStudy:
         rows = _chosen(task.examples, point)
         if point["method"] not in TRAINED:
             return {"success": self._prompted(task, rows, point, folder)}
-        done = self._train(task, rows, point, folder, progress)
+        four_bits = out / "nf4" if point["method"] == "qlora" else None
+        done = self._train(task, rows, point, folder, four_bits, progress)
         assert done.folder is not None, f"training ended as {done.status}"
         full = done.folder.name == "model"
-        with opened_model(done.folder if full else self.base.path, None if full else done.folder) as model:
+        base = four_bits or self.base.path  # QLoRA's adapter belongs to the base in four bits
+        with opened_model(done.folder if full else base, None if full else done.folder) as model:
             success = _success(folder, lambda: task.run(model, None, config.answer_tokens))
             kept = measure_kept(model, folder, config.measure, config.seed)
         if full:
@@ -205,8 +207,15 @@ class TuningStudy:
             return _success(folder, lambda: task.run(model, shots, self.config.answer_tokens))
 
     def _train(
-        self, task: SqlTask, rows: Sequence[Example], point: Mapping[str, Any], folder: Path, progress: Progress
+        self,
+        task: SqlTask,
+        rows: Sequence[Example],
+        point: Mapping[str, Any],
+        folder: Path,
+        four_bits: Path | None,
+        progress: Progress,
     ) -> TrainResult:
+        """Train on the rows; `four_bits` is where the base in four bits is kept for all cells."""
         from riverrun.train.run import train_recipe
 
         file = folder / "rows.jsonl"
@@ -214,7 +223,8 @@ class TuningStudy:
             write_lines(file, chat_rows(task.system, rows))
         method = MethodConfig(name=point["method"])
         if point["rank"]:
-            method = MethodConfig(name=point["method"], rank=point["rank"], alpha=2.0 * point["rank"])
+            kept = {"cache": str(four_bits)} if four_bits else {}
+            method = MethodConfig(name=point["method"], rank=point["rank"], alpha=2.0 * point["rank"], **kept)
         recipe = TrainConfig.model_validate(
             {
                 "model": ModelSpec(path=str(self.base.path)),

@@ -136,7 +136,15 @@ class TuningStudy:
         out: list[dict[str, Any]] = []
 
         def add(method: Method, rank: int, rows: int, passes: float, seed: int) -> None:
-            out.append({"method": method, "rank": rank, "rows": rows, "passes": passes, "seed": seed})
+            out.append(
+                {
+                    "method": method,
+                    "rank": rank,
+                    "rows": rows,
+                    "passes": passes,
+                    "seed": seed,
+                }
+            )
 
         for seed in config.seeds:
             for method in config.methods:
@@ -221,15 +229,16 @@ class TuningStudy:
         file = folder / "rows.jsonl"
         if not file.is_file():
             write_lines(file, chat_rows(task.system, rows))
-        method = MethodConfig(name=point["method"])
+        method: dict[str, Any] = {"name": point["method"]}
         if point["rank"]:
-            kept = {"cache": str(four_bits)} if four_bits else {}
-            method = MethodConfig(name=point["method"], rank=point["rank"], alpha=2.0 * point["rank"], **kept)
+            method |= {"rank": point["rank"], "alpha": 2.0 * point["rank"]}
+        if four_bits:
+            method["cache"] = str(four_bits)
         recipe = TrainConfig.model_validate(
             {
                 "model": ModelSpec(path=str(self.base.path)),
                 "data": DataConfig.model_validate({"train": [{"path": file}]}),
-                "method": method,
+                "method": MethodConfig.model_validate(method),
                 "optimizer": OptimizerConfig(learning_rate=point["rate"], warmup=0.05),
                 "batch": BatchConfig.model_validate(point["batch"]),
                 "run": RunConfig.model_validate({"length": f"{point['passes']} epochs", "seed": point["seed"]}),

@@ -56,6 +56,9 @@ TORCH_FREE = [
         "train/duration.py",
         "train/schedule.py",
         "train/log.py",
+        "train/history.py",
+        "train/page.py",
+        "train/compare.py",
     ),
     "train/objectives/config.py",
 ]

@@ -21,6 +21,7 @@ import yaml
 
 from riverrun.base.artifacts import digest_file, digest_json, write_json, write_text
 from riverrun.base.errors import InputError
+from riverrun.base.memory import resident_memory
 from riverrun.base.progress import Progress
 from riverrun.models.load import Checkpoint
 from riverrun.train.answers import load_answers
@@ -207,7 +208,11 @@ def train_recipe(
     write_text(out / "resolved.yaml", yaml.safe_dump(own.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
     for note in ready.resolved.notes:
         progress.say(note)
+    before = resident_memory()
     trained = build(own, ready.opened, ready.resolved.method, ready.resolved.dtype)
+    for name, size in (("process", before), ("model", resident_memory() - before)):
+        log.opening.append(("memory", {"name": name, "bytes": size}))
+    log.opening.append(("rows", {"kept": len(ready.rows.train), "left_out": len(ready.rows.dropped)}))
     objective = made_objective(own, ready.opened, trained.model, ready.resolved.dtype)
     parameters = trained.parameters | (objective.parameters() if isinstance(objective, WithHead) else {})
     batches: Prefetch | PolicyRun

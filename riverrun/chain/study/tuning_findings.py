@@ -135,8 +135,8 @@ def _rate(group: Group) -> float:
 
 
 def _enough_rank(groups: Sequence[Group]) -> dict[str, Any] | None:
-    """The smallest rank that the best one is not proven better than."""
-    if not groups:
+    """The smallest rank that the best one is not proven better than; None where only one was tried."""
+    if len(groups) < 2:
         return None
     best = max(groups, key=_rate)
     for group in sorted(groups, key=lambda each: each.rank):

@@ -133,7 +133,7 @@ def _stage(config: AbilityConfig, name: str, out: Path, here: Path) -> tuple[Tra
 
 
 def changed_model(source: Path, target: Path, change: Mapping[str, Any]) -> Path:
-    """A model folder with other fields in config.json and the same weights; ConfigError for a field that there is not."""
+    """A model folder with other fields in config.json and the same weights; ConfigError for an unknown field."""
     config = load_config(source)
     if unknown := [key for key in change if key not in ModelConfig.model_fields]:
         raise ConfigError(f"model.change: unknown key '{unknown[0]}'.{nearest(unknown[0], ModelConfig.model_fields)}")
@@ -153,7 +153,7 @@ def changed_model(source: Path, target: Path, change: Mapping[str, Any]) -> Path
 def run_ability(
     path: Path, out: Path, *, overrides: Sequence[str] = (), progress: Progress | None = None
 ) -> dict[str, Any]:
-    """Make, train and measure into `out`; the content of ability.json: status, seconds and figures of each stage, goals."""
+    """Make, train and measure into `out`; the content of ability.json: status, seconds, figures of stages, goals."""
     from riverrun.train.run import train_recipe
 
     progress = progress or Progress("quiet")
@@ -199,8 +199,11 @@ def _measure(config: AbilityConfig, models: Mapping[str, Path], out: Path, progr
     if isinstance(measure, MeasureNeedles):
         return _needles(measure, models, config.goal_stage, out, progress)
     stages = write_texts(out, {name: out / name for name in models})
-    fell = [(f"{name}: last of first bits per byte, {key}", last / first) for name, each in stages.items()
-        for key, (first, last) in each.items()]
+    fell = [
+        (f"{name}: last of first bits per byte, {key}", last / first)
+        for name, each in stages.items()
+        for key, (first, last) in each.items()
+    ]
     return {"goals": [_goal_below(*each, measure.goal) for each in fell], "stages": stages}
 
 
@@ -210,10 +213,12 @@ def _arithmetic(
     asked = arithmetic.problems(measure.problems, tuple(sorted(measure.goals)))
     answers = {}
     for name in (of, *(each for each in models if each != of)):
-        with progress.task(f"measure {name}", total=len(asked), unit="problems") as task:
-            with LLM(models[name], slots=128, context=256) as model:
-                model.on_answer = task.advance
-                answers[name] = arithmetic.ask(model, asked)
+        with (
+            progress.task(f"measure {name}", total=len(asked), unit="problems") as task,
+            LLM(models[name], slots=128, context=256) as model,
+        ):
+            model.on_answer = task.advance
+            answers[name] = arithmetic.ask(model, asked)
     summaries = arithmetic.write_arithmetic(out, answers, measure.goals)
     goals = [
         _goal(f"{cell['key']} within {bound}", cell["accuracy"], goal)
@@ -227,23 +232,29 @@ def _needles(
     measure: MeasureNeedles, models: Mapping[str, Path], of: str, out: Path, progress: Progress
 ) -> dict[str, Any]:
     _, around = hay()
-    longest = max(measure.lengths) + 64
+    longest = max(measure.lengths)
     maps = {}
     for name, folder in models.items():
         opened = load_checkpoint(folder)
         if (opened.config.longest or longest) < longest:  # asked beyond the length that it was made for
             folder = changed_model(folder, out / "beyond" / name, {"max_position_embeddings": longest})
         cells = len(measure.lengths) * len(needles.DEPTHS)
-        with progress.task(f"measure {name}", total=cells, unit="cells") as task:
-            with LLM(folder, slots=measure.each, context=longest) as model:
-                maps[name] = needles.measure(
-                    model, around, counter(opened.tokenizer), lengths=measure.lengths, each=measure.each,
-                    done=task.advance,
-                )  # fmt: skip
+        with (
+            progress.task(f"measure {name}", total=cells, unit="cells") as task,
+            LLM(folder, slots=measure.each, context=longest) as model,
+        ):
+            maps[name] = needles.measure(
+                model,
+                around,
+                counter(opened.tokenizer),
+                lengths=sorted(measure.lengths),
+                each=measure.each,
+                done=task.advance,
+            )
     shutil.rmtree(out / "beyond", ignore_errors=True)
     needles.write_maps(out, maps, measure.goal)
     shares = {name: each.to_json()["share"] for name, each in maps.items()}
-    last = measure.lengths[-1]
+    last = max(measure.lengths)
     return {"goals": [_goal(f"found at {last} tokens", maps[of].share(last), measure.goal)], "stages": shares}
 
 

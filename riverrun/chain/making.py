@@ -1,4 +1,4 @@
-"""Data and vocabularies that a recipe makes before it trains: nothing is downloaded, the same seed gives the same files.
+"""Data and vocabularies that a recipe makes before it trains: nothing is downloaded, one seed gives the same files.
 
 Each maker writes a folder with `train.jsonl`, what is measured beside it, and a vocabulary (tokenizer.json with its
 settings and chat template), so that `model.new.vocab` and `data.train` of a stage may name it.
@@ -13,6 +13,7 @@ import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -66,7 +67,8 @@ class MakeTexts(Config):
     files: tuple[Path, ...] = Field(default=(), description="texts of one's own instead: files and folders")
     held_out: int = Field(default=10, ge=2, description="one document in so many is only measured")
     vocab_size: int = Field(default=2048, ge=320, description="tokens of the vocabulary, trained on what is learned")
-    characters: int = Field(default=2000, ge=200, description="longest piece of a document that is one row")
+    piece: int = Field(default=2048, ge=64, description="UTF-8 bytes of the longest piece of a document: one row")
+    measured: int = Field(default=100_000, ge=64, description="bytes of each language that are measured at most")
     seed: int = Field(default=0, description="of which documents are held out")
 
 
@@ -187,19 +189,28 @@ def _texts(settings: MakeTexts, folder: Path) -> dict[str, int]:
     _write_vocabulary(folder, tokenizer)
     counts = {"vocab_size": tokenizer.vocab_size}
 
-    def pieces(some: Sequence[tuple[str, str]]) -> Iterator[dict[str, str]]:
-        for name, text in some:
-            for start in range(0, len(text), settings.characters):
-                if (part := text[start : start + settings.characters]).strip():
-                    yield {"id": f"{name}/{start}", "text": part}
-
-    counts["train"] = _write_rows(folder / "train.jsonl", pieces(learned))
+    counts["train"] = _write_rows(folder / "train.jsonl", _pieces(learned, settings.piece))
     for language in ("en", "zh"):
         some = [each for each in measured if language_of(each[1]) == language]
-        counts[language] = _write_rows(folder / f"{language}.jsonl", pieces(some))
         if not some:
             raise InputError(f"no {language} document is held out of {len(documents)}: lower held_out or give more")
+        whole = settings.measured // settings.piece
+        counts[language] = _write_rows(
+            folder / f"{language}.jsonl", islice(_pieces(some, settings.piece), max(1, whole))
+        )
     return counts
+
+
+def _pieces(documents: Iterable[tuple[str, str]], size: int) -> Iterator[dict[str, str]]:
+    """Rows of at most `size` bytes, cut between characters."""
+    for name, text in documents:
+        rest, place = text.encode("utf-8", "replace"), 0
+        while rest:
+            part = rest[:size].decode("utf-8", "ignore")
+            rest = rest[len(part.encode()) :]
+            if part.strip():
+                yield {"id": f"{name}/{place}", "text": part}
+            place += 1
 
 
 def _hold_out(
@@ -210,7 +221,9 @@ def _hold_out(
     measured: list[tuple[str, str]] = []
     for language in ("en", "zh", "other"):
         some = [each for each in documents if language_of(each[1]) == language]
-        chosen = set(random.Random(f"{seed}/{language}").sample(range(len(some)), round(len(some) / share) or len(some) // 2))
+        chosen = set(
+            random.Random(f"{seed}/{language}").sample(range(len(some)), round(len(some) / share) or len(some) // 2)
+        )
         for place, each in enumerate(some):
             (measured if place in chosen else learned).append(each)
     return learned, measured

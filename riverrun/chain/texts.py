@@ -46,13 +46,18 @@ def render(runs: Mapping[str, Path]) -> str:
             x_label=Both("step", "步"),
             y_label=Both("bits per byte", "每字节比特"),
         )
-        heads: list[Content] = [Both("Text", "文本"), Both("First", "最初"), Both("Last", "最后"), Both("Share", "比例")]
-        rows = [[key, curve[0][1], curve[-1][1], curve[-1][1] / curve[0][1]] for key, curve in curves.items()]
+        heads: list[Content] = [
+            Both("Text", "文本"),
+            Both("First", "最初"),
+            Both("Last", "最后"),
+            Both("Share", "比例"),
+        ]
+        rows: list[list[Content | float]] = [
+            [key, curve[0][1], curve[-1][1], curve[-1][1] / curve[0][1]] for key, curve in curves.items()
+        ]
         said: list[list[Content | int]] = [[step, prompt, text] for step, prompt, text in samples(folder)]
         columns: list[Content] = [Both("Step", "步"), Both("Beginning", "开头"), Both("Continued greedily", "贪心续写")]
-        parts.append(
-            section(name, chart, table(heads, rows, numeric=(1, 2, 3)), table(columns, said, numeric=(0,)))
-        )
+        parts.append(section(name, chart, table(heads, rows, numeric=(1, 2, 3)), table(columns, said, numeric=(0,))))
     words = paragraph(
         Both(
             "Whole documents are held out, and bytes are those of the text, so vocabularies can be compared.",

@@ -170,7 +170,7 @@ def _rare(within: int, rng: random.Random) -> int:
 def rows(
     count: int, *, within: Sequence[int] = (100, 1000), seed: int = 0, work: bool = True
 ) -> Iterator[dict[str, str]]:
-    """`count` rows {"id", "prompt", "completion"} to learn from, none of them held out; the bounds take turns at random.
+    """`count` rows {"id", "prompt", "completion"} to learn from, none held out; the bounds take turns at random.
 
     InputError for a bound below 10.
     """

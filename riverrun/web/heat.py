@@ -27,7 +27,7 @@ def heat_map(
     description: Content = "",
 ) -> Markup:
     """`values[r][c]` are shares from 0 to 1, None where nothing was measured."""
-    assert len(values) == len(rows) and all(len(row) == len(columns) for row in values)
+    assert [len(row) for row in values] == [len(columns)] * len(rows)
     width = (WIDTH - _LEFT - 10) / max(1, len(columns))
     height = _TOP + _ROW * len(rows) + 44
     body, spoken = Markup(""), []
@@ -38,7 +38,7 @@ def heat_map(
             x = _LEFT + width * c
             said = f"{plain(name)}, {plain(columns[c])}: {'–' if value is None else percent_text(value)}"
             spoken.append(said)
-            shape = '<rect class="f0" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}" rx="2" opacity="{:.3f}">{}</rect>'
+            shape = '<rect class="f0" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}" opacity="{:.3f}">{}</rect>'
             strength = 0.0 if value is None else 0.06 + 0.94 * min(1.0, max(0.0, value))
             body += Markup(shape).format(x + 1, y + 1, width - 2, _ROW - 2, strength, hover(said))
             text = "–" if value is None else f"{100 * value:.0f}"

@@ -29,6 +29,8 @@ HELD_OUT = 10
 """One problem in so many is never trained on."""
 _WEIGHTS = {"+": 1.0, "-": 1.0, "*": 2.0, "/": 2.0}
 """How often an operation comes in rows: those with long work more often."""
+_ALL = 200
+"""Up to this bound all problems are gone through."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,17 +192,27 @@ def rows(
 def unseen(op: Op, within: int, count: int, *, above: int = 0, seed: int = 0) -> list[Problem]:
     """`count` different held-out problems with operands to `within`, of which one at least is above `above`.
 
-    InputError when there are not so many.
+    Where all that there are can be gone through, every one is as likely, and fewer than `count` may be all; beyond
+    that they are drawn as `draw` does. InputError for more than it is sensible to draw.
     """
     _check(within)
-    rng, found = random.Random(f"unseen/{op}/{within}/{seed}"), dict[Problem, None]()
-    for _ in range(200 * count + 100_000):
-        if len(found) == count:
-            return list(found)
+    rng = random.Random(f"unseen/{op}/{within}/{seed}")
+    if within <= _ALL:
+        every = [
+            problem
+            for a in range(within + 1)
+            for b in range(op == "/", (a if op == "/" else within) + 1)
+            if max(a, b) > above and (problem := Problem(op, a, b)).held_out
+        ]
+        return rng.sample(every, min(count, len(every)))
+    if count > (most := within * within // (4 * HELD_OUT)):
+        raise InputError(f"{count} problems of {op} within {within} are more than is drawn: ask for {most} at most")
+    found = dict[Problem, None]()
+    while len(found) < count:
         problem = draw(op, within, rng)
         if problem.held_out and max(problem.a, problem.b) > above:
             found[problem] = None
-    raise InputError(f"there are not {count} held-out problems of {op} within {within}: ask for {len(found)} at most")
+    return list(found)
 
 
 def _check(within: int) -> None:

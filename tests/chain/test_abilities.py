@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from riverrun.base.errors import ConfigError, InputError
+from riverrun.base.errors import ConfigError
 from riverrun.base.fakes import FakeModel
 from riverrun.base.protocols import Request
 from riverrun.chain import arithmetic, needles
@@ -246,8 +246,3 @@ def test_a_changed_model_has_the_same_weights_and_another_config(tmp_path: Path)
         changed_model(source, tmp_path / "x", {"rope_teta": 1})
     with pytest.raises(ConfigError, match="other shapes"):
         changed_model(source, tmp_path / "x", {"hidden_size": 128})
-
-
-def test_held_out_problems_need_a_bound_with_enough() -> None:
-    with pytest.raises(InputError, match="ask for"):
-        arithmetic.problems(300, (10,))

@@ -103,11 +103,20 @@ def test_drawn_operands_keep_to_their_bound(op: str, within: int, seed: int, pla
     assert op != "/" or 1 <= problem.b <= problem.a
 
 
-def test_what_cannot_be_asked_for_is_told() -> None:
-    with pytest.raises(InputError, match=r"ask for \d+ at most"):
-        unseen("*", 10, 500)
+def test_small_bounds_are_gone_through() -> None:
+    every = {problem.question for problem in unseen("/", 60, 10_000)}
+    assert every == {f"{a}/{b}=" for a in range(1, 61) for b in range(1, a + 1) if Problem("/", a, b).held_out}
+    assert len(unseen("*", 100, 50)) == 50
+    assert len({problem.question for problem in unseen("*", 1000, 300, above=100)}) == 300
+
+
+def test_a_bound_too_small_to_hold_some_out_is_refused() -> None:
     with pytest.raises(InputError, match="give 10 or more"):
         list(rows(1, within=(5,)))
+    with pytest.raises(InputError, match="give 10 or more"):
+        unseen("+", 9, 1)
+    with pytest.raises(InputError, match="ask for 2250 at most"):
+        unseen("+", 300, 9000)
 
 
 @pytest.mark.parametrize(

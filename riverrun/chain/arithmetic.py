@@ -152,14 +152,12 @@ def _by_operation(runs: Mapping[str, Mapping[str, Any]], bound: str, goal: float
 
 
 def _split(summary: Mapping[str, Any], kind: str, title: Content) -> Content:
-    groups = []
+    """A chart for each operation, one bar a key."""
+    charts = []
     for op in OPERATIONS:
-        bars = [
-            Bar(f"{cell['key']} (n = {cell['n']})", cell["accuracy"], cell["low"], cell["high"])
-            for cell in summary[kind][op]
-        ]
-        groups.append(BarGroup(NAMES[op], bars))
-    return join(*(bar_chart([group], title=join(title, ": ", group.label), percent=True) for group in groups))
+        groups = [BarGroup(f"{cell['key']} (n = {cell['n']})", _bars([cell], NAMES[op])) for cell in summary[kind][op]]
+        charts.append(bar_chart(groups, title=join(NAMES[op], ": ", title), percent=True))
+    return join(*charts)
 
 
 _FAULTS = {
@@ -213,11 +211,11 @@ def render(runs: Mapping[str, Mapping[str, Any]], goals: Mapping[int, float]) ->
         ),
         section(
             Both(f"By digits of the operands ({name})", f"按操作数位数({name})"),
-            _split(summary, "digits", Both("Digits", "位数")),
+            _split(summary, "digits", Both("by digits", "按位数")),
         ),
         section(
             Both(f"By carries, borrows or quotient digits ({name})", f"按进位、借位或商的位数({name})"),
-            _split(summary, "carries", Both("Carries", "进位数")),
+            _split(summary, "carries", Both("by their number", "按个数")),
         ),
         *(section(Both(f"Errors: {each}", f"错误:{each}"), _errors(of)) for each, of in runs.items()),
     ]

@@ -27,8 +27,8 @@ Op = Literal["+", "-", "*", "/"]
 OPERATIONS: tuple[Op, ...] = ("+", "-", "*", "/")
 HELD_OUT = 10
 """One problem in so many is never trained on."""
-_WEIGHTS = {"+": 1.0, "-": 1.0, "*": 2.0, "/": 2.0}
-"""How often an operation comes in rows: those with long work more often."""
+_WEIGHTS = {"+": 1.0, "-": 1.0, "*": 2.0, "/": 3.0}
+"""How often an operation comes in rows: the harder ones more often."""
 _ALL = 200
 """Up to this bound all problems are gone through."""
 

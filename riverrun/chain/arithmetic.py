@@ -188,6 +188,26 @@ def _errors(summary: Mapping[str, Any]) -> Content:
     )
 
 
+def _why(name: str, summary: Mapping[str, Any]) -> Content:
+    """Where the wrong answers are: most of which operation, and how many begin in the steps."""
+    counts = {op: sum(summary["faults"][op].values()) for op in OPERATIONS}
+    wrong = sum(counts.values())
+    if not wrong:
+        return paragraph(Both(f"{name}: no wrong answer.", f"{name}:没有错误答案。"))
+    op = max(counts, key=lambda each: counts[each])
+    worst = min((cell for cell in summary["digits"][op]), key=lambda cell: (cell["accuracy"], -cell["n"]))
+    steps = sum(summary["faults"][each]["work"] for each in OPERATIONS)
+    share = f"{100 * worst['accuracy']:.1f} %"
+    return paragraph(
+        Both(
+            f"{name}: {wrong} wrong answers, {counts[op]} of them in {NAMES[op].en} (least at {worst['key']} digits: "
+            f"{share} right); {steps} begin in the steps, {wrong - steps} behind right ones or without any.",
+            f"{name}:{wrong} 个错误答案,其中{NAMES[op].zh}占 {counts[op]} 个(最低为 {worst['key']} 位:正确率 {share});"
+            f"{steps} 个从步骤开始出错,{wrong - steps} 个步骤正确或没有步骤。",
+        )
+    )
+
+
 def render(runs: Mapping[str, Mapping[str, Any]], goals: Mapping[int, float]) -> str:
     """The page. `runs` are summaries by what was compared; the first is the one that goals and details are of."""
     name, summary = next(iter(runs.items()))
@@ -205,6 +225,7 @@ def render(runs: Mapping[str, Mapping[str, Any]], goals: Mapping[int, float]) ->
     )
     parts = [
         section(Both("In short", "概要"), tiles(shown), paragraph(words)),
+        section(Both("Why it is not 100 %", "为什么不是 100 %"), *(_why(each, of) for each, of in runs.items())),
         section(
             Both("By operation and way of writing numbers", "按运算与数字写法"),
             *(_by_operation(runs, cell["key"], goals.get(int(cell["key"]))) for cell in summary["within"]),

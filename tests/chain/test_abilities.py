@@ -78,6 +78,9 @@ def test_the_page_shows_goals_and_every_way_of_writing_numbers(tmp_path: Path) -
     assert "chunks" in html
     assert "除法" in html
     assert json.loads((tmp_path / "arithmetic.json").read_text(encoding="utf-8")).keys() == summaries.keys()
+    assert "digits: no wrong answer." in html
+    wrong = sum(not answer.right for answer in runs["chunks"])
+    assert f"chunks: {wrong} wrong answers, {wrong} of them in multiplication" in html
     worse = arithmetic.render({"chunks": summaries["chunks"]}, {100: 0.99, 1000: 0.8})
     assert worse.count("badge bad") == 2
 

@@ -14,6 +14,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 from bench.common import ROOT, Row, home, main_of, parser, read_options, say, table, write_report
@@ -82,7 +83,8 @@ def rows_of(folder: Path, minutes: float) -> list[Row]:
     for language, curve in bits_per_byte(folder).items():
         (_, first), (_, last) = curve[0], curve[-1]
         told = ", ".join(f"step {step}: {bits:.3f}" for step, bits in curve)
-        rows.append(Row(FALL.format(language), last / first, "", 0.8, note=told))
+        falls = all(after < before * 1.01 for (_, before), (_, after) in pairwise(curve))
+        rows.append(Row(FALL.format(language), last / first, "", 0.9, note=told, holds=falls))
         rows.append(Row(f"{language}: bits per byte at the end", last, "bits"))
     return rows
 

@@ -26,7 +26,18 @@ from riverrun.data import arithmetic, needles
 from riverrun.models.tokenizer import Tokenizer
 from riverrun.models.tokenizer_training import language_of, read_texts, train_bpe
 
-__all__ = ["MakeArithmetic", "MakeNeedles", "MakeTexts", "Maker", "counter", "make", "own_texts", "reference_texts"]
+__all__ = [
+    "MakeArithmetic",
+    "MakeNeedles",
+    "MakeTexts",
+    "Maker",
+    "counter",
+    "hay",
+    "make",
+    "needle_vocabulary",
+    "own_texts",
+    "reference_texts",
+]
 
 PLAIN = (
     "{% for message in messages %}{{ message['content'] }}"
@@ -142,12 +153,15 @@ def hay() -> tuple[list[str], list[str]]:
     return [line for place, line in enumerate(found) if place % 10], found[::10]
 
 
+def needle_vocabulary(around: Sequence[str], size: int) -> Tokenizer:
+    """A vocabulary of the sentences around in which every name is one token: it is in them a thousand times over."""
+    names = (f" {needles.Needle(name, '', 0.0).question}" for name in needles.NAMES)
+    return train_bpe([*around, *(text * 1000 for text in names)], vocab_size=size)
+
+
 def _needles(settings: MakeNeedles, folder: Path) -> dict[str, int]:
     around, _ = hay()
-    rng = random.Random(f"vocabulary/{settings.seed}")
-    facts = [needles.Needle(name, f"{rng.randrange(10**needles.DIGITS):04}", 0.0).sentence for name in needles.NAMES]
-    # a name is one token: its facts are there often enough
-    tokenizer = train_bpe([*around, *(fact for fact in facts for _ in range(40))], vocab_size=settings.vocab_size)
+    tokenizer = needle_vocabulary(around, settings.vocab_size)
     _write_vocabulary(folder, tokenizer, PLAIN)
     rows = needles.rows(
         settings.documents,

@@ -24,6 +24,8 @@ NAMES: tuple[str, ...] = (
     *("Yew", "Zelkova"),
 )
 DIGITS = 4
+NEEDLE_TOKENS = 28
+"""About what a needle and its question take: a document of so many tokens has one at most."""
 Count = Callable[[str], int]
 """Tokens of a text."""
 
@@ -128,6 +130,6 @@ def rows(
     rng = random.Random(f"needles/{seed}")
     for number in range(documents):
         tokens = round(shortest * (longest / shortest) ** rng.random())
-        most = max(1, min(needles, tokens // 64, len(NAMES)))
+        most = max(1, min(needles, tokens // NEEDLE_TOKENS, len(NAMES)))
         found = make(tokens, [rng.random() for _ in range(most)], hay, count, rng)
         yield {"id": str(number), "messages": found.messages()}

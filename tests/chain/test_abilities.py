@@ -17,6 +17,7 @@ from riverrun.chain.abilities import changed_model, is_ability, load_ability
 from riverrun.chain.making import MakeArithmetic, Maker, MakeTexts, make
 from riverrun.chain.texts import bits_per_byte, render, samples, write_texts
 from riverrun.data.arithmetic import OPERATIONS, Problem
+from riverrun.data.needles import NAMES
 from riverrun.models.load import load_checkpoint
 from tests.tiny_model import write_tiny
 
@@ -184,6 +185,17 @@ def test_numbers_become_chunks_where_asked(tmp_path: Path) -> None:
         tokenizer = _tokenizer(tmp_path / digits)
         sizes[digits] = len(tokenizer.encode("437+912="))
     assert sizes == {"single": 8, "three": 4}
+
+
+def test_every_name_is_one_token_of_the_needles_vocabulary() -> None:
+    tokenizer = needle_vocabulary(hay()[0][:300], 768)
+    for name in NAMES:
+        assert [tokenizer.token(each) for each in tokenizer.encode(f" {name} is")] == [f"Ġ{name}", "Ġis"]
+
+
+def test_what_is_measured_among_is_not_what_is_learned_among() -> None:
+    learned, measured = hay()
+    assert len(learned) > 5 * len(measured) > 500
 
 
 def _tokenizer(folder: Path) -> Any:

@@ -14,7 +14,7 @@ from riverrun.base.fakes import FakeModel
 from riverrun.base.protocols import Request
 from riverrun.chain import arithmetic, needles
 from riverrun.chain.abilities import changed_model, is_ability, load_ability
-from riverrun.chain.making import MakeArithmetic, Maker, MakeTexts, make
+from riverrun.chain.making import MakeArithmetic, Maker, MakeTexts, hay, make, needle_vocabulary
 from riverrun.chain.texts import bits_per_byte, render, samples, write_texts
 from riverrun.data.arithmetic import OPERATIONS, Problem
 from riverrun.data.needles import NAMES

@@ -105,8 +105,8 @@ def main() -> int:
         "make.texts.held_out=20",
         "make.texts.vocab_size=8192",
         *(f"stages.model.model.new.{change}" for change in SHAPE),
-        f"stages.model.run.length={seconds:.0f} seconds",
-        f"stages.model.run.eval_every={seconds / 8:.0f} seconds",
+        f"stages.model.run.length={seconds:g} seconds",
+        f"stages.model.run.eval_every={seconds / 8:.3f} seconds",
         "stages.model.run.prompts=['The whale ', 'Return a list of ', '话说', '第一条 ']",
     ]
     result = run_ability(ROOT / "recipes" / "pretrain", work / "run", overrides=changes, progress=Progress("lines"))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.pretrain import FALL, MINUTES, SOURCES, documents, gather, rows_of
+from bench.pretrain import FALL, MINUTES, SOURCES, documents, gather, main, rows_of
 from riverrun.base.errors import InputError
 
 
@@ -49,3 +49,22 @@ def test_rows_compare_the_last_with_the_first(tmp_path: Path) -> None:
     assert rows[FALL.format("en")].passed
     assert rows[FALL.format("zh")].passed is False
     assert "step 5: 4.000, step 9: 3.900" in rows[FALL.format("zh")].note
+
+
+def test_the_bench_runs_from_corpora_to_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a model of a few thousand parameters and for a second; what it measures is not judged."""
+    shape = ("hidden_size=32", "intermediate_size=48", "num_hidden_layers=1", "num_attention_heads=2")
+    monkeypatch.setattr("bench.pretrain.SHAPE", (*shape, "num_key_value_heads=2"))
+    monkeypatch.setenv("RIVERRUN_SHARED", str(corpora(tmp_path / "shared")))
+    report = tmp_path / "report.json"
+    words = ["bench", "--seconds", "1", "--work", str(tmp_path / "work"), "--json", str(report)]
+    monkeypatch.setattr("sys.argv", words)
+    assert main() in (0, 3)
+    shown = capsys.readouterr().out
+    assert MINUTES in shown
+    assert "话说" in shown
+    found = json.loads(report.read_text(encoding="utf-8"))
+    assert {row["name"] for row in found["rows"]} >= {MINUTES, FALL.format("en"), FALL.format("zh")}
+    assert found["result"]["status"] == "done"

@@ -1,8 +1,9 @@
 """Facts hidden in long texts and questions about them, for models that learn to use their whole context.
 
-A document is running text with sentences such as `The code of Alder is 4271.` at chosen depths; behind it stand
-questions, `The code of Alder is`, that only those sentences answer. The text around is any that is handed in; names
-are drawn anew for every document and codes are random digits, so nothing but the context knows an answer.
+A document is running text with sentences such as `The key is Alder4271.` at chosen depths; behind it stand questions,
+`The key is Alder`, that only those sentences answer. The text around is any that is handed in; names are drawn anew for
+every document and codes are random digits, so nothing but the context knows an answer. A code stands directly behind
+its name: a small model learns to copy what followed a token in a tenth of the steps that two tokens between would take.
 """
 
 from __future__ import annotations
@@ -40,11 +41,11 @@ class Needle:
 
     @property
     def question(self) -> str:
-        return f"The code of {self.name} is"
+        return f"The key is {self.name}"
 
     @property
     def answer(self) -> str:
-        return f" {self.code}."
+        return f"{self.code}."
 
     @property
     def sentence(self) -> str:

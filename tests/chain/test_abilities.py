@@ -94,10 +94,10 @@ def reader(reach: int) -> FakeModel:
 
     def answer(request: Request) -> str:
         words = request.messages[0].text.split()
-        name = words[-2]
-        for place in range(len(words) - 6, max(-1, len(words) - reach), -1):
-            if words[place : place + 4] == ["The", "code", "of", name]:
-                return words[place + 5]
+        name = words[-1]
+        for word in reversed(words[max(0, len(words) - reach) : -1]):
+            if word.startswith(name):
+                return word.removeprefix(name)
         return "none"
 
     return FakeModel(answer)

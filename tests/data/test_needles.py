@@ -41,7 +41,7 @@ def test_names_and_codes_tell_needles_apart() -> None:
     assert [turn["role"] for turn in turns] == ["user", "assistant"] * 4
     for needle, question, answer in zip(found.needles, turns[::2], turns[1::2], strict=True):
         assert question["content"].endswith(needle.question)
-        assert answer["content"] == f" {needle.code}."
+        assert answer["content"] == f"{needle.code}."
         assert turns[0]["content"].startswith(found.text)
 
 

@@ -27,6 +27,7 @@ from riverrun.base.errors import ConfigError, InputError, nearest
 from riverrun.base.progress import Progress
 from riverrun.chain import arithmetic, needles
 from riverrun.chain.making import MakeArithmetic, MakeNeedles, MakeTexts, counter, hay, make
+from riverrun.chain.resolving import as_it_began, is_open, resolve_recipe
 from riverrun.chain.texts import write_texts
 from riverrun.models.config import ModelConfig
 from riverrun.models.load import load_checkpoint, load_config
@@ -172,6 +173,12 @@ def run_ability(
             start = Path(training.model.path)
             if not _is_changed(source, start, change):
                 changed_model(source, start, change)
+        training = as_it_began(training, out / name)
+        if is_open(training):
+            found = resolve_recipe(training)
+            training = found.config
+            for note in found.notes:
+                progress.say(f"stage {name}: {note}")
         progress.say(f"stage {name}")
         done = train_recipe(training, out / name, progress=progress)
         if done.folder is None:

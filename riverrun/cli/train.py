@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_args
 
 from riverrun.base.artifacts import write_json
-from riverrun.base.errors import InputError, nearest
+from riverrun.base.errors import GateError, InputError, nearest
 from riverrun.base.progress import Mode, Progress
 
 if TYPE_CHECKING:
@@ -20,8 +20,12 @@ __all__ = ["list_command", "report_command", "run_command"]
 def run_command(recipe: Path, overrides: Sequence[str], *, out: Path | None, dry_run: bool, progress: str) -> None:
     if progress not in get_args(Mode):
         raise InputError(f"--progress {progress}: no such form.{nearest(progress, get_args(Mode))}")
+    from riverrun.chain.abilities import is_ability
     from riverrun.train.recipe import load_recipe
 
+    if is_ability(recipe):
+        _run_ability(recipe, overrides, out=out, dry_run=dry_run, news=Progress(cast(Mode, progress)))
+        return
     name = recipe.parent.name if recipe.name == "recipe.yaml" else recipe.stem
     folder = out or Path("runs") / name
     config, notes, items = _resolved(load_recipe(recipe, tuple(overrides)), folder)
@@ -87,6 +91,29 @@ def list_command(folders: Sequence[Path]) -> None:
     from riverrun.train.compare import compare
 
     print(compare(folders, chinese=language() == "zh"))
+
+
+def _run_ability(recipe: Path, overrides: Sequence[str], *, out: Path | None, dry_run: bool, news: Progress) -> None:
+    """A recipe with stages: GateError for the first goal that is missed."""
+    import yaml
+
+    from riverrun.base.memory import keep_freed_memory
+    from riverrun.chain.abilities import load_ability, run_ability
+
+    folder = out or Path("runs") / (recipe if recipe.is_dir() else recipe.parent).name
+    if dry_run:
+        config = load_ability(recipe, overrides)
+        print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+        return
+    keep_freed_memory()
+    result = run_ability(recipe, folder, overrides=overrides, progress=news)
+    if result["status"] != "done":
+        news.say(f"{result['status']} in stage {result['stage']}: the same command goes on from there")
+        return
+    news.say(f"{folder / 'ability.json'}: {result['stages']}")
+    for goal in result["goals"]:
+        if not goal["met"]:
+            raise GateError(goal["name"], goal["value"], goal["goal"], f"Its pages are in {folder}")
 
 
 def _preview(config: object) -> str:

@@ -21,6 +21,7 @@ __all__ = [
     "SourceConfig",
     "TrainConfig",
     "load_recipe",
+    "place_sources",
 ]
 
 
@@ -270,8 +271,11 @@ class TrainConfig(Config):
 def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> TrainConfig:
     """Read `path` (or `path/recipe.yaml`); paths of files are relative to its folder."""
     file = path / "recipe.yaml" if path.is_dir() else path
-    config = load_config(TrainConfig, file, overrides)
-    here = file.parent
+    return place_sources(load_config(TrainConfig, file, overrides), file.parent)
+
+
+def place_sources(config: TrainConfig, here: Path) -> TrainConfig:
+    """The same with data paths that are relative to `here`."""
 
     def placed(sources: tuple[SourceConfig, ...]) -> tuple[SourceConfig, ...]:
         return tuple(source.model_copy(update={"path": here / source.path}) for source in sources)

@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from riverrun.base.artifacts import digest_file
 from riverrun.base.config import Config
@@ -21,7 +22,7 @@ from riverrun.hub.catalog import card_of, get_card
 from riverrun.hub.spec import SCHEMES
 from riverrun.hub.store import Store
 
-__all__ = ["RowFile", "RowSource", "resolve"]
+__all__ = ["RowFile", "RowSource", "find_sources", "resolve"]
 
 LOOK_AT = 32
 """Rows by which a file's format is told."""
@@ -30,7 +31,7 @@ LOOK_AT = 32
 class RowSource(Config):
     """Where rows come from."""
 
-    path: str = Field(
+    path: Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(value, Path) else value)] = Field(
         description="a file, a folder, hf:OWNER/NAME, modelscope:OWNER/NAME, or a data set of the catalogue; "
         "also a folder of shards"
     )
@@ -60,7 +61,7 @@ class RowFile:
         return digest_file(self.file.path)
 
 
-def _paths(source: RowSource, progress: Progress) -> list[DataFile]:
+def find_sources(source: RowSource, progress: Progress) -> list[DataFile]:
     """The files of a source, fetched where they are not local."""
     path = Path(source.path).expanduser()
     if path.exists():
@@ -113,7 +114,7 @@ def resolve(sources: Sequence[RowSource], progress: Progress | None = None) -> l
     progress = progress or Progress("quiet")
     out: list[RowFile] = []
     for source in sources:
-        for file in _paths(source, progress):
+        for file in find_sources(source, progress):
             plain = RowFile(file, FORMATS["text"], source)
             if plain.raw:
                 if source.format not in ("auto", "text"):

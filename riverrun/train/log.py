@@ -20,9 +20,11 @@ class TrainLog:
         """`tensorboard`: folder for its event files."""
         self.path, self._folder = path, tensorboard
         self._events: EventFile | None = None
+        self.opening: list[tuple[str, Mapping[str, Any]]] = []
+        """(event, values) that are written at the next `begin`, such as what was measured before it."""
 
     def begin(self, step: int) -> None:
-        """Start, or go on behind finished step `step`: lines of later steps are taken out."""
+        """Start, or go on behind finished step `step`: lines of later steps are taken out, one says where it began."""
         kept = []
         if step and self.path.is_file():
             for line in self.path.read_text(encoding="utf-8").splitlines():
@@ -34,6 +36,8 @@ class TrainLog:
         write_text(self.path, "".join(kept))
         if self._folder is not None:
             self._events = EventFile(self._folder)
+        for event, values in (("begin", {}), *self.opening):
+            self.write(event, step, values)
 
     def write(self, event: str, step: int, values: Mapping[str, Any]) -> None:
         line = {"event": event, "step": step, **values}

@@ -17,6 +17,7 @@ from riverrun.base.errors import InputError
 from riverrun.base.progress import Progress
 from riverrun.data.formats import FORMATS, Format, detect, get_format
 from riverrun.data.records import DataFile, find_files, read_records, row_files
+from riverrun.data.shards import is_shards
 from riverrun.hub.card import Card
 from riverrun.hub.catalog import card_of, get_card
 from riverrun.hub.spec import SCHEMES
@@ -64,6 +65,8 @@ class RowFile:
 def find_sources(source: RowSource, progress: Progress) -> list[DataFile]:
     """The files of a source, fetched where they are not local."""
     path = Path(source.path).expanduser()
+    if is_shards(path):
+        raise InputError(f"{path} holds shards: they are trained on as they are, and built from rows alone")
     if path.exists():
         found = find_files(path, lines=source.lines)
         if source.files and path.is_dir():

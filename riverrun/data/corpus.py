@@ -44,6 +44,12 @@ class RowSource(Config):
     )
     lines: bool = Field(default=False, description="each line of a .txt file is a document; else the file is one")
 
+    @property
+    def is_local(self) -> bool:
+        """Whether `path` is one of files, not the name of a data set or a repository."""
+        named = self.path.partition(":")[0] in SCHEMES
+        return not named and ("/" in self.path or "." in Path(self.path).name or Path(self.path).exists())
+
 
 @dataclass(frozen=True)
 class RowFile:
@@ -74,7 +80,7 @@ def find_sources(source: RowSource, progress: Progress) -> list[DataFile]:
         if not found:
             raise InputError(f"{path} has no file of rows that fits {', '.join(source.files)}")
         return found
-    if source.path.partition(":")[0] not in SCHEMES and ("/" in source.path or "." in Path(source.path).name):
+    if source.is_local:
         raise InputError(
             f"{path} does not exist: give a file of rows, a folder of them, or a source such as hf:OWNER/NAME"
         )

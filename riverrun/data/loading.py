@@ -1,6 +1,6 @@
 """A source of rows to token rows for training: small files into memory, large ones as shards in a cache, by content.
 
-Where the line is (`build.SMALL`, 8 MB of text): a token in memory takes about 50 bytes, so that much text takes about
+Where the line is (IN_MEMORY, 8 MB of text): a token in memory takes about 50 bytes, so that much text takes about
 100 MB, and one process reads it in seconds. Beyond it memory stays bounded by mapped shards, which are built once and
 shared by every run with the same text, tokenizer, template and settings. Folders of shards are opened as they are.
 """
@@ -18,8 +18,7 @@ from typing import Any
 from riverrun.base.artifacts import digest_json
 from riverrun.base.errors import InputError
 from riverrun.base.progress import Progress
-from riverrun.data import build as building
-from riverrun.data.build import build_files, chunks, counts_of, head_of, text_bytes, tokenizer_digest
+from riverrun.data.build import SMALL, build_files, chunks, counts_of, head_of, text_bytes, tokenizer_digest
 from riverrun.data.chunks import BadRecord, Chunk, EncodedChunk, encode_chunk
 from riverrun.data.corpus import RowFile, RowSource, resolve
 from riverrun.data.counts import Counts, check_bad
@@ -34,6 +33,9 @@ from riverrun.models.chat import ChatTemplate
 from riverrun.models.tokenizer import Tokenizer
 
 __all__ = ["LoadedSource", "SourceReport", "bad_line", "load_source", "read_rows", "told_first"]
+
+IN_MEMORY = SMALL
+"""Bytes of text up to which rows are held in memory."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ def load_source(
         _check_kind(each.form.name, each.file.path, kinds, wanted)
     found: frozenset[Kind] = frozenset(each.form.kind for each in files)
     encoder = RowEncoder(tokenizer, None if found == {"text"} else template, config)
-    if most or text_bytes(files) <= building.SMALL:
+    if most or text_bytes(files) <= IN_MEMORY:
         rows, counts, bad = _read(files, encoder, most)
         return LoadedSource(rows, SourceReport(counts, _digest([each.digest() for each in files]), bad), found)
     head = head_of(files, encoder)

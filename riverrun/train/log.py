@@ -46,4 +46,5 @@ class TrainLog:
         if self._events is not None:
             group = f"{event}/{values['name']}" if "name" in values else event
             numbers = {key: value for key, value in values.items() if isinstance(value, int | float)}
-            self._events.scalars(step, {f"{group}/{key}": float(value) for key, value in numbers.items()})
+            if numbers:
+                self._events.scalars(step, {f"{group}/{key}": float(value) for key, value in numbers.items()})

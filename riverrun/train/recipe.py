@@ -279,7 +279,8 @@ def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> TrainConfig:
         return str(here / name) if name and (here / name).exists() else name
 
     def placed(sources: tuple[SourceConfig, ...]) -> tuple[SourceConfig, ...]:
-        return tuple(source.model_copy(update={"path": beside(source.path)}) for source in sources)
+        paths = [str(here / each.path) if each.is_local else beside(each.path) for each in sources]
+        return tuple(each.model_copy(update={"path": path}) for each, path in zip(sources, paths, strict=True))
 
     own = config.model
     new = own.new | {"vocab": beside(str(own.new["vocab"]))} if own.new else {}

@@ -166,6 +166,9 @@ def prepare(config: TrainConfig, *, bad_file: Path | None = None, progress: Prog
     notes = [*resolved.notes]
     if config.objective.data != "problems" and limit[0] < config.data.max_tokens:
         notes.append(f"rows of at most {limit[0]} tokens: {limit[1]} is less than data.max_tokens")
+    counts = rows.counts
+    if counts.bad:
+        notes.append(f"{counts.records - counts.kept} of {counts.records} records are left out: {counts.told()}")
     sampler, share, note = make_sampler(resolved.config, rows, micro_tokens)
     if note:
         notes.append(note)

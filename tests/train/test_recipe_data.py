@@ -17,11 +17,11 @@ from riverrun.base.artifacts import digest_file
 from riverrun.base.config import build_config
 from riverrun.base.errors import InputError
 from riverrun.cli.main import app
-from riverrun.data import build as building
+from riverrun.data import loading
 from riverrun.data.sampler import RowSampler
 from riverrun.data.shards import Shards
 from riverrun.data.tokens import TokenRow, encode_text
-from riverrun.train.recipe import TrainConfig
+from riverrun.train.recipe import TrainConfig, load_recipe
 from riverrun.train.run import prepare, train_recipe
 from riverrun.train.sampler import MixedPackSampler
 from riverrun.train.validate import label_bytes
@@ -142,7 +142,7 @@ def test_large_sources_are_mapped_and_train_the_same(
     held = {"validation": str(write(tmp_path / "held.jsonl", [text(n) for n in range(60, 70)])), "share_prefix": False}
     config = recipe(tiny, train, data=held, run={"eval_every": "3 steps"})
     small = train_recipe(config, tmp_path / "small")
-    monkeypatch.setattr(building, "SMALL", 0)
+    monkeypatch.setattr(loading, "IN_MEMORY", 0)
     large = train_recipe(config, tmp_path / "large")
     assert large.losses == small.losses
     assert large.rows == small.rows
@@ -203,7 +203,7 @@ def test_another_text_is_another_training(tiny: Path, tmp_path: Path, monkeypatc
     assert train_recipe(stopped, tmp_path / "out").status == "time limit"
     moved = tmp_path / "moved.jsonl"
     shutil.copy(path, moved)
-    monkeypatch.setattr(building, "SMALL", 0)
+    monkeypatch.setattr(loading, "IN_MEMORY", 0)
     assert train_recipe(recipe(tiny, str(moved), data={"share_prefix": False}), tmp_path / "out").resumed_from == 1, (
         "the same rows from another place, read another way"
     )
@@ -236,6 +236,15 @@ def test_what_is_set_aside_is_told_everywhere(tiny: Path, tmp_path: Path) -> Non
         assert {key: found[key] for key in counted} == counted
         assert found["validation"]["held"]["bad"] == {"empty": 1}
     assert train_recipe(config, tmp_path / "out").rows == result.rows, "read again from the result"
+    assert any(note.startswith("2 of 10 records are left out: 1 x ") for note in prepare(config).resolved.notes)
+
+
+def test_paths_are_relative_to_the_recipe_and_names_stay(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yaml"
+    named = ["hf:OWNER/NAME", "modelscope:OWNER/NAME", "a-name", "rows.jsonl", "folder/rows.jsonl"]
+    file.write_text(yaml.safe_dump({"model": "m", "data": {"train": named}}))
+    found = [source.path for source in load_recipe(file).data.train]
+    assert found == [*named[:3], str(tmp_path / "rows.jsonl"), str(tmp_path / "folder/rows.jsonl")]
 
 
 # ---- the command line ---------------------------------------------------------------------------------------------

@@ -41,7 +41,7 @@ ARROWS: dict[str, set[str]] = {
 TORCH = [
     *("models/attention.py", "models/cache.py", "models/transformer.py", "models/vision.py", "models/lora.py"),
     *("models/rope.py", "models/merge.py", "models/convert.py", "models/io/layouts.py"),
-    *("models/native.py", "models/kernels.py", "models/products.py"),
+    *("models/native.py", "models/kernels.py", "models/products.py", "models/stored.py", "models/qlora.py"),
     *("models/io/hf.py", "models/io/adapter.py", "train/"),
     *("serve/engines/torch.py", "serve/calibrate/"),
 ]
@@ -56,6 +56,9 @@ TORCH_FREE = [
         "train/duration.py",
         "train/schedule.py",
         "train/log.py",
+        "train/history.py",
+        "train/page.py",
+        "train/compare.py",
     ),
     "train/objectives/config.py",
 ]

@@ -6,7 +6,7 @@ import ctypes
 import os
 import sys
 
-__all__ = ["free_memory", "keep_freed_memory", "resident_memory"]
+__all__ = ["free_memory", "keep_freed_memory", "resident_memory", "return_freed_memory"]
 
 # parameters of mallopt(3), glibc's malloc.h
 M_TRIM_THRESHOLD = -1
@@ -30,6 +30,18 @@ def keep_freed_memory() -> bool:
         mallopt(M_TRIM_THRESHOLD, _MOST)
         and (mallopt(M_MMAP_THRESHOLD, _MOST) or mallopt(M_MMAP_THRESHOLD, _MOST_BEFORE_GLIBC_2_35))
     )
+
+
+def return_freed_memory(least: int = 8 << 20) -> bool:
+    """Give freed blocks of at least so many bytes back at once; True where that could be set (Linux with glibc).
+
+    For models that barely fit: malloc keeps freed blocks of up to 32 MB otherwise, and the holes between them cost a
+    fine-tune of a 7B model in four bits 0.25 GB.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    return mallopt is not None and bool(mallopt(M_TRIM_THRESHOLD, least) and mallopt(M_MMAP_THRESHOLD, least))
 
 
 def free_memory() -> int:

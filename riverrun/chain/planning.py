@@ -35,8 +35,6 @@ __all__ = [
     "trainer_settings",
 ]
 
-LOSS_ROWS = 256
-"""Rows whose logits the trainer holds at once (train.loss.CHUNK, not imported: this file runs without torch)."""
 CHARACTERS_PER_TOKEN = 3.6
 PREFIX_TOKENS = 220
 """System text, tables and tools of a conversation, before anything is counted."""
@@ -176,14 +174,21 @@ def make_plan(spec: AppSpec, shape: ModelConfig, hardware: Hardware, rows: Rows,
         length=rows.length,
         steps=rows.steps,
         rank=settings.rank,
-        weights=dtype,
         dtype=dtype,
         compute=dtype,
-        head_rows=LOSS_ROWS,
     )
     bar = spec.gates.success
     available = hardware.memory_bytes
-    plan = choose(shape, hardware, work, method=settings.method, available_bytes=available, score=score, bar=bar)
+    plan = choose(
+        shape,
+        hardware,
+        work,
+        method=settings.method,
+        offered=("full", "lora"),
+        available_bytes=available,
+        score=score,
+        bar=bar,
+    )
     if plan.chosen == "full":
         why = f"{plan.why}; the trainer offers LoRA, so LoRA is taken"
         plan = Plan(plan.methods, "lora", why, plan.available_bytes)

@@ -14,7 +14,9 @@ from typing import Any
 
 from riverrun.base.artifacts import LINEAGE_FILE, digest_json
 from riverrun.chain.stage import STAGES, read_json, read_jsonl
-from riverrun.web.charts import Bar, BarGroup, FunnelStep, Node, Series, bar_chart, dag, funnel, line_chart
+from riverrun.train.history import History
+from riverrun.train.page import curves
+from riverrun.web.charts import Bar, BarGroup, FunnelStep, Node, bar_chart, dag, funnel
 from riverrun.web.page import (
     Both,
     Content,
@@ -295,15 +297,9 @@ def _plan(run: RunFiles) -> Markup:
 
 
 def _finetune(run: RunFiles) -> Markup:
-    losses = run.lines("finetune/loss.jsonl")
-    if not losses:
+    log = History.open(run.root / "finetune") if (run.root / "finetune" / "loss.jsonl").is_file() else None
+    if log is None or not log.steps:
         return paragraph(Both("No training: the base model is used as it is.", "未训练:直接使用基础模型。"))
-    chart = line_chart(
-        [Series(Both("loss", "损失"), [(float(row["step"]), float(row["loss"])) for row in losses])],
-        title=Both("Loss on assistant tokens", "助手词元上的损失"),
-        x_label=Both("step", "步"),
-        y_label=Both("nats a token", "每词元奈特"),
-    )
     rate = run.get("finetune.tokens_per_second", 0)
     words = Both(
         f"{run.get('finetune.steps')} steps, {run.get('finetune.tokens'):,} tokens, of which "
@@ -311,7 +307,7 @@ def _finetune(run: RunFiles) -> Markup:
         f"{run.get('finetune.steps')} 步,{run.get('finetune.tokens'):,} 个词元,其中 "
         f"{run.get('finetune.label_tokens'):,} 个计损失;每秒 {rate:,.0f} 个词元。",
     )
-    return join(paragraph(words), chart)
+    return join(paragraph(words), curves(log, loss_title=Both("Loss on assistant tokens", "助手词元上的损失")))
 
 
 STOPPED = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Literal
 
 __all__ = ["language", "word"]
 
@@ -50,7 +51,7 @@ _WORDS: dict[str, tuple[str, str]] = {
 }
 
 
-def language() -> str:
+def language() -> Literal["en", "zh"]:
     """ "zh" when RIVERRUN_LANG starts with zh, else "en"."""
     return "zh" if os.environ.get("RIVERRUN_LANG", "").lower().startswith("zh") else "en"
 

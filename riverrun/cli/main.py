@@ -1,4 +1,4 @@
-"""`riverrun`: init, run, ask, chat, serve, report, doctor, hub, models, tokenizer, train.
+"""`riverrun`: init, run, ask, chat, serve, report, doctor, hub, models, tokenizer, train, study.
 
 Only typer is imported before a sub-command is known.
 
@@ -36,6 +36,8 @@ tokenizer_app = typer.Typer(help="Vocabularies of one's own.", no_args_is_help=T
 app.add_typer(tokenizer_app, name="tokenizer")
 train_app = typer.Typer(help="Pre-training and fine-tuning by a recipe.", no_args_is_help=True)
 app.add_typer(train_app, name="train")
+study_app = typer.Typer(help="Studies: many trainings, measured alike, on one page.", no_args_is_help=True)
+app.add_typer(study_app, name="study")
 
 
 @contextmanager
@@ -470,6 +472,44 @@ def train_build(
 
         options = {"format": format, "train_on": train_on, "max_tokens": max_tokens, "overlong": overlong}
         build_command(targets, out, model=model, options=options, workers=workers, bad_rows=bad_rows, progress=progress)
+
+
+@train_app.command("report")
+def train_report(
+    target: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of a run.")],
+    show: Annotated[bool, typer.Option("--open", help="Open it in a browser.")] = False,
+) -> None:
+    """Write the page of a run, finished or not, and print where it is."""
+    with _errors():
+        from riverrun.cli.train import report_command
+
+        report_command(target, show=show)
+
+
+@train_app.command("list")
+def train_list(
+    targets: Annotated[list[Path], typer.Argument(metavar="OUT...", help="Folders of runs, or folders of such.")],
+) -> None:
+    """Runs side by side: settings that differ, loss, speed, memory."""
+    with _errors():
+        from riverrun.cli.train import list_command
+
+        list_command(targets)
+
+
+@study_app.command("run")
+def study_run(
+    recipe: Annotated[Path, typer.Argument(help="recipe.yaml of a study, or the folder that holds it.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="Changes to the recipe: key.sub=value ...")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the study; runs/NAME unless given.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the cells and their time; do nothing.")] = False,
+    progress: Annotated[str, typer.Option(help="auto, bar, lines, json or quiet.")] = "auto",
+) -> None:
+    """Carry a study out, cell by cell; the same command goes on where it was stopped."""
+    with _errors():
+        from riverrun.cli.study import run_command
+
+        run_command(recipe, overrides or [], out=out, dry_run=dry_run, progress=progress)
 
 
 def main() -> None:

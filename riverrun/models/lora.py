@@ -3,7 +3,8 @@
 W' = W + (alpha / rank) * B A. The forward multiplies by W', formed once per optimizer step in the compute dtype from
 fp32 A and B, as mixed precision does with full weights (a share of rank / tokens of the layer's own work). The backward
 uses W' for the input and projects onto A and B without ever forming the full weight gradient. In exact arithmetic this
-is the usual x W^T + s (x A^T) B^T.
+is the usual x W^T + s (x A^T) B^T, and this form is computed beside a weight that is stored in few bits (QLoRA,
+`models/stored`).
 
 Projections that read the same input are one matrix here (q, k, v; gate, up); each keeps its own A and B.
 """
@@ -18,7 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from riverrun.models.products import Operand, PackedWeight, blocked_linear
+from riverrun.models.products import Operand, PackedWeight, blocked_linear, operand_product
+from riverrun.models.stored import Factors, Stored, stored_linear
 
 __all__ = ["Adapter", "FusedLinear", "Init"]
 
@@ -67,7 +69,7 @@ class _LowRankLinear(torch.autograd.Function):
     """x [T, in] -> x merged^T; gradients for x and for each part's A and B."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, merged: Operand, parts: list[tuple[int, int, float]], *factors: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, merged: Operand, parts: list[Factors], *factors: Tensor) -> Tensor:
         ctx.parts, ctx.merged = parts, merged
         ctx.save_for_backward(x, *factors)
         return merged.forward(x)
@@ -108,6 +110,16 @@ class FusedLinear(nn.Module):
         self._merged: Operand | None = None
         self._packed: PackedWeight | None = None
         self._kept: dict[str, Tensor] = {}
+        self._stored: dict[str, Stored] = {}
+
+    def store(self, part: str, weight: Stored) -> None:
+        """Multiply by this matrix of few bits, tile by tile; all parts or none are stored so."""
+        assert weight.shape == (self.parts[part], self.in_features), f"{part}: {weight.shape}"
+        self._stored[part] = weight
+
+    def stored(self) -> dict[str, Stored]:
+        """Part -> its matrix of few bits; empty where the weight is plain."""
+        return dict(self._stored)
 
     def keep(self, part: str, weight: Tensor) -> None:
         """Multiply by this very tensor [out of the part, in], which may be mapped from a file."""
@@ -142,8 +154,9 @@ class FusedLinear(nn.Module):
     @torch.no_grad()
     def refresh(self) -> None:
         """Form W' again, by one product in the compute dtype; call after every change of A or B."""
-        if not self.adapters:
+        if not self.adapters or self._stored:
             return
+        self._merged = None  # its memory is free for what takes its place
         merged = torch.empty_like(self.weight)
         for name, rows in self.slices():
             if name not in self.adapters:
@@ -157,7 +170,7 @@ class FusedLinear(nn.Module):
     def pack(self) -> None:
         """Keep the weight only as inference wants it, where that pays."""
         assert not self.adapters, "take_adapters() before pack()"
-        if self._kept:
+        if self._kept or self._stored:
             return  # blocks would be a copy of the whole file
         self._packed = PackedWeight.of(self.weight.data)
         if self._packed:
@@ -170,22 +183,30 @@ class FusedLinear(nn.Module):
             each = [linear(x, self._kept[part]) for part in self.parts]
             whole = torch.cat(each, dim=-1) if len(each) > 1 else each[0]
             return whole if self.bias is None else whole + self.bias
+        if self._stored:
+            places, factors = self._adapted()
+            tiled = stored_linear(x, [self._stored[part] for part in self.parts], places, factors)
+            return tiled if self.bias is None else tiled + self.bias
         if not self.adapters:
             return blocked_linear(x, self.weight, self.bias)
         assert self._merged is not None, "refresh() forms the merged weight before the first forward"
         if not torch.is_grad_enabled():
             return self._base(x) if self.bypassed else self._merged.forward(x, self.bias)
-        parts, factors = [], []
-        for name, rows in self.slices():
-            if name in self.adapters:
-                adapter: Any = self.adapters[name]
-                parts.append((rows.start, rows.stop, adapter.scaling))
-                factors += [adapter.lora_A, adapter.lora_B]
-        out: Tensor = _LowRankLinear.apply(x, self._merged, parts, *factors)  # type: ignore[no-untyped-call]
+        places, factors = self._adapted()
+        out: Tensor = _LowRankLinear.apply(x, self._merged, places, *factors)  # type: ignore[no-untyped-call]
         return out if self.bias is None else out + self.bias
 
     def _base(self, x: Tensor) -> Tensor:
         """Without the adapters, by the product that training with them uses: while B is zero the two are equal bits."""
-        weight = self.weight.data
-        out = PackedWeight(weight)(x) if PackedWeight.pays(weight) else linear(x, weight)
-        return out if self.bias is None else out + self.bias
+        return operand_product(x, self.weight.data, self.bias)
+
+    def _adapted(self) -> tuple[list[Factors], list[Tensor]]:
+        """(first row, end, scale) of each adapter that counts, and A, B of each in the same order."""
+        places: list[Factors] = []
+        factors: list[Tensor] = []
+        for name, rows in self.slices():
+            if name in self.adapters and not (self.bypassed and not torch.is_grad_enabled()):
+                adapter: Any = self.adapters[name]
+                places.append((rows.start, rows.stop, adapter.scaling))
+                factors += [adapter.lora_A, adapter.lora_B]
+        return places, factors

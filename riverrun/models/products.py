@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-__all__ = ["Operand", "PackedWeight", "blocked_linear", "times", "times_back"]
+__all__ = ["Operand", "PackedWeight", "blocked_linear", "operand_product", "times", "times_back"]
 
 WORTH_BLOCKS = 1024
 """Tokens from which on a product is worth putting a weight in order for it alone."""
@@ -55,13 +55,23 @@ def _wide() -> bool:
     return torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
+def _in_blocks(weight: Tensor) -> bool:
+    return PackedWeight.pays(weight) or _onednn_float(weight)
+
+
+def operand_product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x W^T (+ bias) once, by the very product of an `Operand`: equal to the bit."""
+    out = PackedWeight(weight)(x) if _in_blocks(weight) else linear(x, weight)
+    return out if bias is None else out + bias
+
+
 class Operand:
     """A weight W [out, in] that stays for a while: x W^T and dy W. Keeps blocks in place of W where they pay."""
 
     def __init__(self, weight: Tensor) -> None:
         self._plain: Tensor | None = weight
         self._forward = self._backward = None
-        if PackedWeight.pays(weight) or _onednn_float(weight):
+        if _in_blocks(weight):
             self._forward, self._backward = PackedWeight(weight), PackedWeight(weight.t())
             self._plain = None
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, linear
+from torch.utils.checkpoint import checkpoint
 
 from riverrun.base.errors import IntegrityError
 from riverrun.models.attention import Attend, PackedCausal, PackedGroups, Past
@@ -20,6 +21,7 @@ from riverrun.models.kernels import add_norm, attend_packed, norm, swiglu, takes
 from riverrun.models.lora import Adapter, FusedLinear
 from riverrun.models.products import PackedWeight
 from riverrun.models.rope import Rope, Turn, rotate
+from riverrun.models.stored import Int8Matrix, Stored, stored_linear
 
 __all__ = ["CausalLM"]
 
@@ -134,18 +136,26 @@ class CausalLM(nn.Module):
         if not config.tie_word_embeddings:
             self.lm_head = nn.Parameter(torch.empty_like(table), requires_grad=False)
         self._packed_head: PackedWeight | None = None
+        self._tables: dict[str, Int8Matrix] = {}
+        self.recompute = 0.0
+        """Share of the layers, from the first on, that keep only their input for the backward and run again there."""
 
     def forward(self, ids_T: Tensor, positions_T: Tensor, attend: Attend, lengths_T: Tensor | None = None) -> Tensor:
         """Token ids and positions -> normed hidden states [T, E].
 
         `lengths_T`: `ModelConfig.rope_length` of each token's sequence; only dynamic NTK looks at it.
         """
-        x_TE = self.embed_tokens[ids_T]
+        table = self._tables.get("model.embed_tokens.weight")
+        x_TE = self.embed_tokens[ids_T] if table is None else table.take(ids_T, self.dtype)
         if self.config.scale_embeddings:
             x_TE = x_TE * torch.tensor(self.config.hidden_size**0.5, dtype=self.dtype)
         turns = self._rope.tables(positions_T, self.dtype, lengths_T)
-        for layer in self.layers:
-            x_TE = layer(x_TE, turns, attend)
+        again = round(self.recompute * len(self.layers)) if torch.is_grad_enabled() else 0
+        for index, layer in enumerate(self.layers):
+            if index < again:
+                x_TE = checkpoint(layer, x_TE, turns, attend, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x_TE = layer(x_TE, turns, attend)
         return self.norm(x_TE)  # type: ignore[no-any-return]
 
     def packed(
@@ -159,15 +169,24 @@ class CausalLM(nn.Module):
         """The attention of several groups (prefix, lengths of the documents behind it) one after another."""
         return PackedGroups(groups, dtype=self.dtype, multiple=multiple, windows=self.config.windows)
 
+    @property
+    def head(self) -> Tensor | Int8Matrix:
+        """What hidden states are multiplied by for logits: a tensor [V, E], or 8-bit rows that are read in runs."""
+        name = "model.embed_tokens.weight" if self.config.tie_word_embeddings else "lm_head.weight"
+        return self._tables.get(name, self.lm_head)
+
     def logits(self, hidden: Tensor) -> Tensor:
         """[rows, E] -> [rows, vocabulary] in the model's dtype."""
+        if isinstance(head := self.head, Stored):
+            return stored_linear(hidden, [head])
         return linear(hidden, self.lm_head) if self._packed_head is None else self._packed_head(hidden)
 
     def pack(self) -> None:
         """Lay the weights out for inference, for good: they cannot be read, trained or saved afterwards."""
         for _, matrix in self.linears():
             matrix.pack()
-        self._packed_head = PackedWeight.of(self.lm_head.data)
+        if isinstance(self.head, Tensor):
+            self._packed_head = PackedWeight.of(self.lm_head.data)
 
     def linears(self) -> Iterator[tuple[str, FusedLinear]]:
         """(Hugging Face prefix such as model.layers.0.self_attn, fused matrix) of every projection."""
@@ -216,8 +235,8 @@ class CausalLM(nn.Module):
         if not self.config.tie_word_embeddings:
             yield "lm_head.weight", self.lm_head, every
 
-    def load(self, weights: Iterable[tuple[str, Tensor]], origin: str) -> None:
-        """Copy named tensors in; IntegrityError names a missing, unknown or misshaped one."""
+    def load(self, weights: Iterable[tuple[str, Tensor | Stored]], origin: str) -> None:
+        """Copy named tensors in, keep stored matrices; IntegrityError names a missing, unknown or misshaped one."""
         shapes = self.config.shapes()
         places = {} if self._empty else self.views()
         if self._empty:
@@ -232,13 +251,26 @@ class CausalLM(nn.Module):
                 raise IntegrityError(
                     f"{origin}: tensor '{name}' has shape {list(tensor.shape)}, the config needs {list(shapes[name])}"
                 )
-            if name in places:
+            if isinstance(tensor, Stored):
+                self._store(name, tensor)
+            elif name in places:
                 places[name].copy_(tensor)
             else:
                 self._keep(name, tensor.to(self.dtype))
             missing.discard(name)
         if missing:
             raise IntegrityError(f"{origin}: {len(missing)} tensors are missing, the first is '{sorted(missing)[0]}'")
+
+    def _store(self, name: str, matrix: Stored) -> None:
+        """Use this matrix of few bits in the place of that name; the model must be `empty`."""
+        assert self._empty, "a model that reserved its matrices takes no stored ones"
+        if name in ("model.embed_tokens.weight", "lm_head.weight"):
+            assert isinstance(matrix, Int8Matrix), f"{name} is kept in 8 bits or plain"
+            matrix.dtype = self.dtype
+            self._tables[name] = matrix
+        else:
+            part, whole = self._place(name)
+            whole.store(part, matrix)
 
     def _keep(self, name: str, tensor: Tensor) -> None:
         """Use this very tensor as the matrix of that name."""
@@ -247,7 +279,11 @@ class CausalLM(nn.Module):
         elif name == "lm_head.weight":
             self.lm_head.data = tensor
         else:
-            _, _, index, block, part, _ = name.split(".")
-            layer = getattr(self.layers[int(index)], block)
-            whole = next(matrix for matrix in layer.children() if part in getattr(matrix, "parts", ()))
+            part, whole = self._place(name)
             whole.keep(part, tensor)
+
+    def _place(self, name: str) -> tuple[str, FusedLinear]:
+        """(part, matrix) of a projection's Hugging Face name."""
+        _, _, index, block, part, _ = name.split(".")
+        layer = getattr(self.layers[int(index)], block)
+        return part, next(matrix for matrix in layer.children() if part in getattr(matrix, "parts", ()))

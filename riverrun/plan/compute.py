@@ -1,8 +1,8 @@
 """Operations and seconds. One multiply-add counts as two operations; attention is causal, over `length` tokens.
 
 Per token, with N weights in linear layers, N_t trained ones, H = 2 h V for the head on label rows only:
-full fine-tuning 6 N, LoRA 4 N + 6 N_t (no gradient of frozen weights), both + 6 L a s for attention (a its width); a
-recomputed forward pass adds its own cost once more (Korthikanti et al., arXiv:2205.05198).
+full fine-tuning 6 N, LoRA and QLoRA 4 N + 6 N_t (no gradient of frozen weights), all + 6 L a s for attention (a its
+width); a recomputed forward pass adds its own cost once more (Korthikanti et al., arXiv:2205.05198).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from riverrun.plan.tables import read_values
 
 __all__ = ["Training", "attention_flops", "decode_seconds", "forward_flops", "training_flops", "training_seconds"]
 
-Training = Literal["full", "lora"]
+Training = Literal["full", "lora", "qlora"]
 
 
 def attention_flops(shape: ModelShape, length: int) -> float:
@@ -40,14 +40,15 @@ def training_flops(
     label_share: float = 1.0,
     rank: int = 0,
     targets: Sequence[str] = LINEARS,
-    recompute: bool = False,
+    recompute: float = 0.0,
 ) -> float:
-    """Operations a token of forward and backward. `length`: mean tokens of a packed document; `label_share`: R / T."""
+    """Operations a token of forward and backward. `length`: mean tokens of a packed document; `label_share`: R / T;
+    `recompute`: share of the layers that run again. Unpacking four bits costs nothing beside the products."""
     if not 0 <= label_share <= 1 or length < 1:
         raise InputError(f"need 0 <= label_share <= 1 and length >= 1, got {label_share} and {length}")
     linear, attention = 2.0 * linear_parameters(shape), attention_flops(shape, length)
     head = 2.0 * shape.hidden_size * shape.vocab_size * label_share
-    again = linear + attention if recompute else 0.0
+    again = recompute * (linear + attention)
     if method == "full":
         return 3 * linear + 3 * attention + 3 * head + again
     adapters = 6.0 * lora_parameters(shape, rank, targets)

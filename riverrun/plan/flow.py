@@ -1,32 +1,37 @@
-"""Which way of fine-tuning to take on this memory, and why. Refuses when none fits.
+"""Which way of training to take on this memory, with what settings, and why. Refuses when none fits.
 
 The order under `auto`: none when the untuned model meets the bar already; full fine-tuning when it fits and there are
-as many label tokens as weights (below that it gains little over LoRA and forgets more, arXiv:2405.09673); else LoRA.
-A method that does not fit is tried with smaller micro-batches first, down to `least_tokens`.
+as many label tokens as weights (below that it gains little over LoRA and forgets more, arXiv:2405.09673); else LoRA;
+else QLoRA. Within a method the settings of `_settings` are tried from the fastest to the smallest, so that with more
+memory neither micro-batch nor rank ever becomes smaller.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from riverrun.base.errors import CapacityError, InputError
-from riverrun.plan.compute import Training, training_flops, training_seconds
+from riverrun.plan.compute import training_flops, training_seconds
 from riverrun.plan.hardware import Hardware
-from riverrun.plan.memory import Batch, Estimate, full_memory, inference_memory, lora_memory
+from riverrun.plan.memory import Estimate, inference_memory
 from riverrun.plan.shape import LINEARS, ModelShape, lora_parameters, parameters
+from riverrun.plan.tables import read_values
+from riverrun.plan.training import Batch, Setup, TrainMethod, training_memory
 
-__all__ = ["Choice", "Method", "Plan", "Work", "choose"]
+__all__ = ["Choice", "Method", "Plan", "Work", "choose", "wanted_rank"]
 
-Choice = Literal["auto", "full", "lora", "none"]
+Choice = Literal["auto", "full", "lora", "qlora", "none"]
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """The fine-tune to plan for. tokens: all that are computed, over all epochs. length: mean tokens of a document.
+    """The training to plan for. tokens: all that are computed, over all epochs. length: mean tokens of a document.
 
-    weights, dtype: how frozen weights are stored and what activations are; compute: the operands' type for the rate.
+    micro_tokens: the largest micro-batch; smaller ones are tried down to `least_tokens`. rank 0 and recompute None are
+    chosen. dtype: of weights and activations; compute: the operands' type for the rate. global_tokens: of a step (0:
+    one micro-batch).
     """
 
     tokens: int
@@ -34,14 +39,16 @@ class Work:
     micro_tokens: int
     length: int
     least_tokens: int = 256
+    global_tokens: int = 0
     steps: int = 0
     rank: int = 16
     targets: tuple[str, ...] = LINEARS
-    weights: str = "fp32"
     dtype: str = "fp32"
     compute: str = "fp32"
-    head_rows: int = 0
-    recompute: bool = False
+    recompute: float | None = 0.0
+    optimizer: str = "adamw"
+    master: bool = True
+    native: bool = True
 
     def __post_init__(self) -> None:
         if self.tokens < 1 or not 0 <= self.label_tokens <= self.tokens:
@@ -53,14 +60,18 @@ class Work:
     def label_share(self) -> float:
         return self.label_tokens / self.tokens
 
-    def batch(self, tokens: int) -> Batch:
+    def batch(self, tokens: int, recompute: float = 0.0) -> Batch:
         rows = min(tokens, -(-tokens * self.label_tokens // self.tokens))
-        return Batch(tokens, rows, self.dtype, self.head_rows, self.recompute)
+        return Batch(tokens, rows, self.dtype, recompute, self.native)
+
+    def setup(self, method: TrainMethod, rank: int, tokens: int) -> Setup:
+        micro = -(-self.global_tokens // tokens) if self.global_tokens else 1
+        return Setup(method, rank or 1, self.targets, self.optimizer, micro, master=self.master)
 
 
 @dataclass(frozen=True)
 class Method:
-    """One way and its price. micro_tokens is the largest micro-batch tried that fits, or the smallest tried."""
+    """One way and its price: the first settings tried that fit, or the smallest. rank 0: it has none."""
 
     name: str
     memory_bytes: int
@@ -69,6 +80,9 @@ class Method:
     reason: str
     micro_tokens: int
     items: tuple[dict[str, Any], ...]
+    recompute: float = 0.0
+    rank: int = 0
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -92,23 +106,25 @@ def choose(
     work: Work,
     *,
     method: Choice = "auto",
+    offered: Sequence[TrainMethod] = get_args(TrainMethod),
     available_bytes: int | None = None,
     base_bytes: int | None = None,
     score: float | None = None,
     bar: float | None = None,
 ) -> Plan:
-    """Price full, LoRA and no fine-tuning, and choose.
+    """Price every offered way of training and no training, and choose.
 
     available_bytes: memory to stay in (default all of the hardware's). score: the untuned model's, to be held against
     `bar`. CapacityError with both figures when the asked method, or under `auto` every one that could meet the bar,
     needs more than there is.
     """
     available = hardware.memory_bytes if available_bytes is None else available_bytes
-    trainings: tuple[Training, ...] = ("full", "lora")
-    methods = [_training(name, shape, hardware, work, available, base_bytes) for name in trainings]
-    methods.append(_untuned(shape, work, available, base_bytes))
-    full, lora, none = methods
-    if not none.fits:
+    ways = {name: _training(name, shape, hardware, work, available, base_bytes) for name in offered}
+    none = _untuned(shape, work, available, base_bytes)
+    methods = (*ways.values(), none)
+    if method not in ("auto", "none", *ways):
+        raise InputError(f"method {method} is not offered here, offered: {', '.join(ways)}")
+    if not none.fits and "qlora" not in ways:
         raise CapacityError(
             f"the model alone needs {_gb(none.memory_bytes)} and {_gb(available)} are available: free memory or "
             "choose a smaller model"
@@ -116,29 +132,77 @@ def choose(
     if method != "auto":
         asked = next(each for each in methods if each.name == method)
         if not asked.fits:
-            raise CapacityError(_too_large([asked], available, bar, score))
-        return Plan(tuple(methods), method, f"asked for; {asked.reason}", available)
-    met = score is not None and bar is not None and score >= bar
-    if met:
-        return Plan(tuple(methods), "none", f"the untuned model scores {score:.3g}, the bar is {bar:.3g}", available)
-    if full.fits and work.label_tokens >= parameters(shape):
-        why = f"{work.label_tokens} label tokens for {parameters(shape)} weights are enough to train them all"
-        return Plan(tuple(methods), "full", f"{why}; {full.reason}", available)
-    if lora.fits:
-        why = f"{work.label_tokens} label tokens for {parameters(shape)} weights" if full.fits else full.reason
-        return Plan(tuple(methods), "lora", f"{why}; {lora.reason}", available)
-    raise CapacityError(_too_large([full, lora], available, bar, score))
+            raise CapacityError(_too_large([asked], ways.values(), available, bar, score))
+        return Plan(methods, method, f"asked for; {asked.reason}", available)
+    if score is not None and bar is not None and score >= bar:
+        return Plan(methods, "none", f"the untuned model scores {score:.3g}, the bar is {bar:.3g}", available)
+    enough = work.label_tokens >= parameters(shape)
+    few = f"{work.label_tokens} label tokens for {parameters(shape)} weights"
+    why = ""
+    for name, way in ways.items():
+        if name == "full" and not enough:
+            why = few if way.fits else way.reason
+        elif way.fits:
+            why = f"{few} are enough to train them all" if name == "full" else why
+            return Plan(methods, name, f"{why}; {way.reason}" if why else way.reason, available)
+        else:
+            why = f"{why}; {way.reason}" if why and name != "full" else way.reason
+    raise CapacityError(_too_large(list(ways.values()), (), available, bar, score))
+
+
+def wanted_rank(shape: ModelShape, label_tokens: int, targets: Sequence[str] = LINEARS) -> tuple[int, str]:
+    """The rank for so many label tokens, and why: as many adapter weights as tokens, within the table's bounds."""
+    table = read_values("training", "choices")
+    least, most = int(table["least_rank"]), int(table["most_rank"])
+    rank = least
+    while rank < most and lora_parameters(shape, 2 * rank, targets) <= label_tokens:
+        rank *= 2
+    count = lora_parameters(shape, rank, targets)
+    bound = {least: ", the least rank taken", most: ", the largest rank taken"}.get(rank, "")
+    return rank, f"rank {rank}: {count} adapter weights for {label_tokens} label tokens{bound}"
+
+
+def _settings(work: Work, rank: int, chosen_rank: bool) -> Iterator[tuple[int, float, int]]:
+    """(micro-batch tokens, share of layers that run again, rank), from the fastest to the smallest.
+
+    Down to `good_tokens` a smaller micro-batch costs less time than layers that run again. Last, a rank that was
+    chosen here is halved.
+    """
+    table = read_values("training", "choices")
+    good = min(work.micro_tokens, max(work.least_tokens, int(table["good_tokens"])))
+    sizes, tokens = [work.micro_tokens], work.micro_tokens
+    while tokens > work.least_tokens:
+        tokens = max(work.least_tokens, tokens // 2)
+        sizes.append(tokens)
+    if work.recompute is not None:
+        yield from ((size, work.recompute, rank) for size in sizes)
+        last = work.recompute
+    else:
+        yield from ((size, 0.0, rank) for size in sizes if size >= good)
+        least_good = min(size for size in sizes if size >= good)
+        yield least_good, 0.5, rank
+        yield from ((size, 1.0, rank) for size in sizes if size <= least_good)
+        last = 1.0
+    while chosen_rank and rank > int(table["least_rank"]):
+        rank //= 2
+        yield sizes[-1], last, rank
 
 
 def _training(
-    name: Training, shape: ModelShape, hardware: Hardware, work: Work, available: int, base_bytes: int | None
+    name: TrainMethod, shape: ModelShape, hardware: Hardware, work: Work, available: int, base_bytes: int | None
 ) -> Method:
-    tokens = work.micro_tokens
-    estimate = _memory(name, shape, work, tokens, base_bytes)
-    while estimate.total > available and tokens > work.least_tokens:
-        tokens = max(work.least_tokens, tokens // 2)
-        estimate = _memory(name, shape, work, tokens, base_bytes)
-    rank = work.rank if name == "lora" else 0
+    rank, why = (0, "") if name == "full" else (work.rank, "")
+    if name != "full" and not work.rank:
+        rank, why = wanted_rank(shape, work.label_tokens, work.targets)
+    tokens, recompute, estimate = work.micro_tokens, 0.0, Estimate(())
+    wanted = rank
+    for tokens, recompute, rank in _settings(work, wanted, chosen_rank=name != "full" and not work.rank):
+        setup = work.setup(name, rank, tokens)
+        estimate = training_memory(shape, work.batch(tokens, recompute), setup, base_bytes=base_bytes)
+        if estimate.total <= available:
+            break
+    if why and rank < wanted:
+        why = f"rank {rank}: the memory has no room for rank {wanted}"
     flops = training_flops(
         shape,
         name,
@@ -146,22 +210,23 @@ def _training(
         label_share=work.label_share,
         rank=rank,
         targets=work.targets,
-        recompute=work.recompute,
+        recompute=recompute,
     )
-    trained = lora_parameters(shape, rank, work.targets) if name == "lora" else parameters(shape)
+    trained = work.setup(name, rank, tokens).trained(shape)
     seconds = training_seconds(flops * work.tokens, hardware, dtype=work.compute, steps=work.steps, trained=trained)
-    return _priced(name, estimate, seconds, available, tokens, f"micro-batches of {tokens} tokens")
+    how = f"micro-batches of {tokens} tokens"
+    if recompute:
+        how += f" and {'every layer' if recompute == 1 else f'{recompute:.0%} of the layers'} run again"
+    made = _priced(name, estimate, seconds, available, tokens, how)
+    return Method(**{**_fields(made), "recompute": recompute, "rank": rank, "notes": (why,) if why else ()})
 
 
-def _memory(name: Training, shape: ModelShape, work: Work, tokens: int, base_bytes: int | None) -> Estimate:
-    batch = work.batch(tokens)
-    if name == "full":
-        return full_memory(shape, batch, base_bytes=base_bytes)
-    return lora_memory(shape, batch, rank=work.rank, targets=work.targets, weights=work.weights, base_bytes=base_bytes)
+def _fields(method: Method) -> dict[str, Any]:
+    return {name: getattr(method, name) for name in Method.__dataclass_fields__}
 
 
 def _untuned(shape: ModelShape, work: Work, available: int, base_bytes: int | None) -> Method:
-    estimate = inference_memory(shape, weights=work.weights, cache_dtype=work.dtype, base_bytes=base_bytes)
+    estimate = inference_memory(shape, weights=work.dtype, cache_dtype=work.dtype, base_bytes=base_bytes)
     return _priced("none", estimate, 0.0, available, 0, "inference only")
 
 
@@ -177,14 +242,20 @@ def _gb(count: int) -> str:
     return f"{count / 1e9:.2f} GB"
 
 
-def _too_large(methods: Sequence[Method], available: int, bar: float | None, score: float | None) -> str:
+def _too_large(methods: Sequence[Method], others: Any, available: int, bar: float | None, score: float | None) -> str:
+    """What was asked for, what it needs at least, and the nearest thing that fits."""
     least = min(methods, key=lambda each: each.memory_bytes)
-    goal = "the fine-tune"
+    goal = "the training"
     if bar is not None:
         known = "" if score is None else f" (untuned: {score:.3g})"
-        goal = f"the bar {bar:.3g}{known} needs a fine-tune, and it"
+        goal = f"the bar {bar:.3g}{known} needs a training, and it"
+    fitting = [each for each in others if each.fits]
+    advice = "free memory, choose a smaller model or lower the bar"
+    if fitting:
+        best = max(fitting, key=lambda each: each.memory_bytes)
+        advice = f"{best.name} needs {_gb(best.memory_bytes)} and fits, or free memory"
+    again = " and every layer run again" if least.recompute == 1 else ""
     return (
-        f"{goal} does not fit into this memory: {least.name} with micro-batches of {least.micro_tokens} tokens needs "
-        f"{_gb(least.memory_bytes)} and {_gb(available)} are available: "
-        "free memory, choose a smaller model or lower the bar"
+        f"{goal} does not fit into this memory: {least.name} with micro-batches of {least.micro_tokens} tokens{again} "
+        f"needs {_gb(least.memory_bytes)} and {_gb(available)} are available: {advice}"
     )

@@ -14,21 +14,26 @@ from torch import Tensor
 
 from riverrun.base.artifacts import digest_json, digest_tree
 from riverrun.base.errors import ConfigError, InputError, UnsupportedError, nearest
+from riverrun.base.memory import return_freed_memory
 from riverrun.models.chat import ChatTemplate
 from riverrun.models.config import ModelConfig
 from riverrun.models.io.adapter import add_adapters, load_adapter
 from riverrun.models.load import Checkpoint, load_checkpoint, load_model
 from riverrun.models.presets import load_preset
+from riverrun.models.qlora import load_nf4
 from riverrun.models.templates import builtin_template, folder_templates
 from riverrun.models.tokenizer import Tokenizer
 from riverrun.models.transformer import CausalLM
 from riverrun.train.checkpoint import WeightFiles
+from riverrun.train.loss import bound_logits
 from riverrun.train.optim import part_rows
 from riverrun.train.recipe import MethodConfig, ModelSpec, TrainConfig
 from riverrun.train.weights import AdapterFiles, ModelFiles
 
 __all__ = ["Trained", "build", "compute_dtype", "go_on_from", "model_digest", "new_config", "new_model", "open_model"]
 
+LOGIT_BYTES = 32 << 20
+"""Of the logits that exist at once beside a base in four bits."""
 DEVIATION = 0.02
 """Of new weights (GPT-2); projections into the residual stream have it divided by sqrt(2 layers)."""
 _DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
@@ -132,20 +137,27 @@ class Trained:
 
 
 def build(config: TrainConfig, opened: Checkpoint, method: str, dtype: torch.dtype) -> Trained:
-    """The weights in memory, frozen and adapted or all learning. `method` is resolved: full or lora."""
-    if method not in ("full", "lora"):
-        raise UnsupportedError(f"method {method} is not trained here, trained: full, lora")
+    """The weights in memory, frozen and adapted or all learning. `method` is resolved: full, lora or qlora."""
+    if config.model.new and method == "qlora":
+        raise UnsupportedError("method qlora needs a trained base: a new model is trained by full or lora")
     if config.model.new:
         model = new_model(opened.config, dtype, config.run.seed)
+    elif method == "qlora":
+        return_freed_memory()
+        bound_logits(LOGIT_BYTES)
+        cache = Path(config.method.cache) if config.method.cache else None
+        model = load_nf4(opened, dtype, tables=config.method.tables, cache=cache)
     else:
         model = load_model(opened, dtype)
     model.train()
+    model.recompute = config.batch.recompute_share
     if method == "full":
         model.train_all()
     elif config.model.adapter:
         go_on_from(model, Path(config.model.adapter), config.method)
     else:
         own = config.method
+        assert isinstance(own.rank, int), "resolve the rank first"
         chosen = {"targets": own.targets} if own.targets else {}
         add_adapters(model, own.rank, own.alpha, seed=config.run.seed, init=own.init, rslora=own.rslora, **chosen)
     model.refresh()

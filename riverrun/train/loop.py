@@ -33,6 +33,10 @@ __all__ = ["STOP", "Batches", "Hooks", "LoopConfig", "LoopResult", "peak_bytes",
 STOP = "stop"
 """A file of this name in the work folder ends the run after the step it is in; the run saves first."""
 
+_SPEED = ("tokens_per_second", "label_tokens_per_second")
+WATCHED = ("step", "loss", *_SPEED, "peak_bytes", "padded_share", "mfu", "resident_bytes")
+"""What progress shows of a step, the first things first."""
+
 
 class Batches(Protocol):
     def batch(self, step: int) -> Sequence[Pack]:
@@ -114,11 +118,11 @@ def train(
     for each in (save, look):
         each.start(**at.counts)
     started = time.monotonic()
-    total = round(config.length.amount) if config.length.unit == "steps" else None
+    length, done = config.length, config.length.of(**at.counts)
     if at.step == 0:
         _evaluate(hooks, at, config)
-    with saver, Gradients(parameters) as gradients, progress.task(name, total=total, unit="steps") as task:
-        task.advance(at.step)
+    watched = progress.task(name, total=length.amount, unit=length.unit, first=done)
+    with saver, Gradients(parameters) as gradients, watched as task:
         while not _finished(at, config):
             began = time.monotonic()
             torch.manual_seed(draw_seed(config.seed, at.step))  # whatever an objective draws
@@ -160,14 +164,17 @@ def train(
             told = _told(row, micro, units, seconds, at, config, hooks)
             if hooks.log:
                 hooks.log.write("step", at.step, told)
-            task.advance(**_shown(told))
+            task.advance(length.of(**at.counts) - task.done, **_shown(told, config))
             finished = _finished(at, config)
             if look.due(**at.counts) or finished:
                 _evaluate(hooks, at, config)
             result.status = _ending(at, work, time.monotonic() - started, config)
             if (save.due(**at.counts) and not finished) or result.status != "done":
                 state = {"identity": dict(config.identity), "position": asdict(at), "losses": result.losses}
+                saving = time.monotonic()
                 saver.save(at.step, parameters, optimizer, state | {"rng": f"{config.seed}/{at.step}"}, hooks.files)
+                if hooks.log:
+                    hooks.log.write("checkpoint", at.step, {"seconds": time.monotonic() - saving})
             if result.status != "done":
                 break
     return result
@@ -263,11 +270,9 @@ def _told(
     return told | ({"loss_scale": at.scale} if config.loss_scaling else {})
 
 
-def _shown(told: Mapping[str, Any]) -> dict[str, Any]:
+def _shown(told: Mapping[str, Any], config: LoopConfig) -> dict[str, Any]:
     """The part of it that a person watches."""
-    shown = {"loss": told["loss"], "tok_s": told["tokens_per_second"], "label_tok_s": told["label_tokens_per_second"]}
-    shown |= {"pad": told["padded_share"], "gb": told["peak_bytes"] / 1e9}
-    return shown | ({"mfu": told["mfu"]} if "mfu" in told else {})
+    return {name: told[name] for name in WATCHED if name in told and (name != "step" or config.length.unit != "steps")}
 
 
 def _evaluate(hooks: Hooks, at: Position, config: LoopConfig) -> None:

@@ -16,7 +16,7 @@ from torch.nn.functional import pad
 from riverrun.models import native
 from riverrun.models.products import times, times_back
 
-__all__ = ["CHUNK_BYTES", "Head", "chunk_rows", "linear_cross_entropy", "token_logprobs"]
+__all__ = ["CHUNK_BYTES", "Head", "bound_logits", "chunk_rows", "linear_cross_entropy", "token_logprobs"]
 
 CHUNK_BYTES = 192 << 20
 STEP = 64
@@ -29,6 +29,12 @@ class Head(Protocol):
     shape: torch.Size
 
     def slabs(self) -> Iterator[tuple[slice, Tensor]]: ...
+
+
+def bound_logits(count: int) -> None:
+    """Let the logits that exist at once take at most `count` bytes from now on: where memory is short."""
+    global CHUNK_BYTES
+    CHUNK_BYTES = count
 
 
 def chunk_rows(vocabulary: int, itemsize: int) -> int:

@@ -23,6 +23,7 @@ __all__ = [
     "SourceConfig",
     "TrainConfig",
     "load_recipe",
+    "place_sources",
 ]
 
 
@@ -97,14 +98,31 @@ class MethodConfig(Config):
     """What is trained."""
 
     name: Literal["auto", "full", "lora", "qlora"] = Field(
-        default="auto", description="auto: LoRA on a model that there is, all weights of a new one"
+        default="auto",
+        description="auto: all weights of a new model; else what fits into the memory and suits the label tokens."
+        " qlora: LoRA beside a base in four bits",
     )
-    rank: int = Field(default=16, ge=1, le=1024, description="rank of the update")
+    rank: int | Literal["auto"] = Field(default=16, description="rank of the update; auto: by label tokens and memory")
+    tables: Literal["int8", "plain"] = Field(
+        default="int8", description="qlora: embedding and head in 8-bit rows, or in the type of the model"
+    )
+    cache: str = Field(
+        default="", description="qlora: a folder that keeps the base in four bits, so that the next start maps it"
+    )
     alpha: float = Field(default=32.0, gt=0, description="scale of the update is alpha / rank")
     rslora: bool = Field(default=False, description="scale of the update is alpha / sqrt(rank) instead")
     init: Literal["kaiming", "gaussian"] = Field(default="kaiming", description="how the first factor is drawn")
     targets: tuple[str, ...] = Field(default=(), description="projections that get an update; all unless given")
     lora_plus: float = Field(default=1.0, gt=0, description="rate of B over that of A (arXiv:2402.12354); 16 there")
+
+    @model_validator(mode="after")
+    def _used(self) -> MethodConfig:
+        if isinstance(self.rank, int) and not 1 <= self.rank <= 1024:
+            raise ValueError(f"rank must lie between 1 and 1024, it is {self.rank}")
+        for name in ("tables", "cache"):
+            if self.name in ("full", "lora") and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} has no effect with {self.name}, only with qlora: leave it out")
+        return self
 
 
 class OptimizerConfig(Config):
@@ -153,6 +171,7 @@ class OptimizerConfig(Config):
 
 MOST = 2048
 """Tokens computed at once that `auto` takes at most."""
+Recompute = Literal["none", "full"] | Annotated[float, Field(ge=0, le=1)]
 
 
 class BatchConfig(Config):
@@ -160,6 +179,17 @@ class BatchConfig(Config):
 
     micro_tokens: int | Literal["auto"] = Field(default="auto", description="tokens computed at once; the memory knob")
     global_tokens: int = Field(default=2048, ge=64, description="tokens of one optimizer step, in whole packs")
+    recompute: Recompute | Literal["auto"] = Field(
+        default="auto",
+        description="layers that keep only their input and run again in the backward: none, full, or a share of them;"
+        " auto: as few as the memory allows",
+    )
+
+    @property
+    def recompute_share(self) -> float:
+        """Share of the layers, 0 where it was not chosen yet."""
+        named = {"none": 0.0, "full": 1.0, "auto": 0.0}
+        return named[self.recompute] if isinstance(self.recompute, str) else self.recompute
 
     @property
     def usual_micro_tokens(self) -> int:
@@ -271,8 +301,11 @@ _IDLE = {
 def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> TrainConfig:
     """Read `path` (or `path/recipe.yaml`); paths of files are relative to its folder."""
     file = path / "recipe.yaml" if path.is_dir() else path
-    config = load_config(TrainConfig, file, overrides)
-    here = file.parent
+    return place_sources(load_config(TrainConfig, file, overrides), file.parent)
+
+
+def place_sources(config: TrainConfig, here: Path) -> TrainConfig:
+    """The same with data paths that are relative to `here`."""
 
     def beside(name: str) -> str:
         """A path where there is one; names of the catalogue and of repositories stay."""

@@ -27,6 +27,7 @@ from riverrun.models.load import Checkpoint
 from riverrun.train.config import FinetuneConfig
 from riverrun.train.objectives.config import DataKind, PolicyConfig
 from riverrun.train.objectives.rewards import Problem
+from riverrun.train.objectives.rollout import AnswerRows
 from riverrun.train.problems import load_problems
 from riverrun.train.recipe import SourceConfig, TrainConfig
 from riverrun.wire.codec import get_codec
@@ -113,6 +114,24 @@ class LoadedRows:
     def in_memory(self) -> bool:
         """Whether the rows that are learned are lists."""
         return self.train is not None and all(isinstance(rows, ListRows) for rows in self.train.sets)
+
+    def sizes(self, config: TrainConfig, opened: Checkpoint) -> tuple[list[int], int, int]:
+        """(tokens of every row, tokens and label tokens of an epoch by the sources' weights); answers to problems are
+        taken to be as long as they may."""
+        if isinstance(config.objective, PolicyConfig):
+            asked = config.objective.rollouts
+            encode = AnswerRows(opened.tokenizer, opened.template, get_codec(config.data.codec))
+            whole = [encode.prompt_tokens(each) + asked.max_tokens for each in self.problems]
+            return whole, asked.answers * sum(whole), asked.answers * asked.max_tokens * len(whole)
+        if self.train is None:
+            rows = [row for groups in self.groups for group in groups for row in group.rows]
+            return [len(row.ids) for row in rows], sum(len(r.ids) for r in rows), sum(r.label_tokens for r in rows)
+        parts = list(zip(self.train.sets, self.train.weights, strict=True))
+        tokens, labels = (
+            round(sum(weight * int(each.sum()) for each, weight in some))
+            for some in ([(p.lengths, w) for p, w in parts], [(p.labels, w) for p, w in parts])
+        )
+        return self.train.lengths.tolist(), tokens, labels
 
     @property
     def counts(self) -> Counts:

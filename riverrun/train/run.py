@@ -22,6 +22,7 @@ import yaml
 
 from riverrun.base.artifacts import digest_json, write_json, write_text
 from riverrun.base.errors import InputError
+from riverrun.base.memory import resident_memory
 from riverrun.base.progress import Progress
 from riverrun.models.load import Checkpoint
 from riverrun.train.build import Trained, build, compute_dtype, model_digest, open_model
@@ -46,6 +47,8 @@ __all__ = ["Resolved", "TrainResult", "identity_of", "prepare", "resolve", "trai
 
 _FREE = {
     "data": {"validation", "workers", "bad_rows"},
+    "batch": {"recompute"},
+    "method": {"cache"},
     "run": {
         *("save_every", "save_async", "keep_last", "keep_every", "eval_every", "prompts", "prompt_tokens"),
         *("time_limit", "tensorboard"),
@@ -86,7 +89,8 @@ class TrainResult:
 
 
 def resolve(config: TrainConfig, opened: Checkpoint) -> Resolved:
-    """Choose what the recipe leaves to the machine, before any weight is read."""
+    """Choose what the recipe still leaves open, before any weight is read; by memory it was chosen before
+    (`chain/resolving`)."""
     notes = []
     method = config.method.name
     if method == "auto":
@@ -101,9 +105,10 @@ def resolve(config: TrainConfig, opened: Checkpoint) -> Resolved:
     micro = config.batch.usual_micro_tokens
     if config.batch.micro_tokens == "auto":
         notes.append(f"batch.micro_tokens {micro}: at most {MOST}, and no more than a step takes")
+    rank = 16 if config.method.rank == "auto" else config.method.rank
     done = config.model_copy(
         update={
-            "method": config.method.model_copy(update={"name": method}),
+            "method": config.method.model_copy(update={"name": method, "rank": rank}),
             "run": config.run.model_copy(update={"dtype": name}),
             "batch": config.batch.model_copy(update={"micro_tokens": micro}),
         }
@@ -203,7 +208,10 @@ def train_recipe(
     log.opening.append(("rows", ready.rows.summary()))
     for note in ready.resolved.notes:
         progress.say(note)
+    before = resident_memory()
     trained = build(own, ready.opened, ready.resolved.method, ready.resolved.dtype)
+    for name, size in (("process", before), ("model", resident_memory() - before)):
+        log.opening.append(("memory", {"name": name, "bytes": size}))
     objective = made_objective(own, ready.opened, trained.model, ready.resolved.dtype)
     parameters = trained.parameters | (objective.parameters() if isinstance(objective, WithHead) else {})
     batches: Prefetch | PolicyRun

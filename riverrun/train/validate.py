@@ -65,7 +65,7 @@ class Validation:
             nats = 0.0
             for pack in each.packs():
                 rows, targets = label_rows(hidden_states(self.model, pack), pack)
-                nats += float(linear_cross_entropy(rows, self.model.lm_head, targets))
+                nats += float(linear_cross_entropy(rows, self.model.head, targets))
             bits = nats / math.log(2) / each.bytes if each.bytes else None
             row = {"name": name, "loss": nats / max(1, each.labels), "bits_per_byte": bits}
             out.append(row | {"label_tokens": each.labels, "bytes": each.bytes})

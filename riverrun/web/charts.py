@@ -1,4 +1,5 @@
-"""Inline SVG charts: curves, bars with confidence intervals, a funnel of documents; `dag` comes from web.graph.
+"""Inline SVG charts: bars with confidence intervals, a funnel of documents; curves come from web.curves, `dag` from
+web.graph.
 
 They need the page's style sheet and nothing else: no script, no outside file. Values are also in hover titles and in
 the description that a screen reader speaks. Not covered: zooming, live data.
@@ -7,29 +8,19 @@ the description that a screen reader speaks. Not covered: zooming, live data.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from markupsafe import Markup
 
+from riverrun.web.curves import EMPTY, LARGEST, Mark, Series, line_chart
 from riverrun.web.graph import Node, dag
-from riverrun.web.page import Both, Content, number, plain
-from riverrun.web.svg import COLOURS, WIDTH, figure, hover, label, log_ticks, nice_ticks, percent_text, text_width, wrap
+from riverrun.web.page import Content, number, plain
+from riverrun.web.svg import COLOURS, WIDTH, figure, hover, label, nice_ticks, percent_text, text_width, wrap
 
-__all__ = ["Bar", "BarGroup", "FunnelStep", "Node", "Series", "bar_chart", "dag", "funnel", "line_chart"]
+__all__ = ["Bar", "BarGroup", "FunnelStep", "Mark", "Node", "Series", "bar_chart", "dag", "funnel", "line_chart"]
 
-_MOST_HITS = 150
-_LARGEST = 1e100  # beyond it (and for infinity and nan) nothing is drawn
 _LABEL_WIDTH = 190.0
-_EMPTY = Both("no data", "没有数据")
-
-
-@dataclass(frozen=True, slots=True)
-class Series:
-    """A named curve. Points whose value is not finite (or beyond 1e100) break the line."""
-
-    name: Content
-    points: Sequence[tuple[float, float]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,83 +50,6 @@ class FunnelStep:
     dropped: Mapping[str, int] = field(default_factory=dict)
 
 
-def line_chart(
-    series: Sequence[Series],
-    *,
-    title: Content,
-    x_label: Content = "",
-    y_label: Content = "",
-    description: Content = "",
-    log_y: bool = False,
-) -> Markup:
-    """Curves over a common x axis. With `log_y` values at or below 0 are left out of the line."""
-    height, left, right, top, bottom = 300.0, 56.0, 16.0, 26.0, 40.0
-    shown = [(s, [p for p in s.points if _drawable(p, log_y)]) for s in series]
-    xs = [x for _, points in shown for x, _ in points] or [0.0, 1.0]
-    ys = [y for _, points in shown for _, y in points] or [1.0, 2.0]
-    x_ticks = nice_ticks(min(xs), max(xs), 7)
-    x_low, x_high = (min(xs), max(xs)) if max(xs) > min(xs) else (x_ticks[0], x_ticks[-1])
-    y_ticks = log_ticks(min(ys), max(ys)) if log_y else nice_ticks(min(ys), max(ys))
-    scale: Callable[[float], float] = math.log10 if log_y else float
-    y_low, y_high = scale(y_ticks[0]), scale(y_ticks[-1])
-
-    def place(x: float, y: float) -> tuple[float, float]:
-        across = (x - x_low) / (x_high - x_low)
-        up = (scale(y) - y_low) / (y_high - y_low)
-        return left + across * (WIDTH - left - right), height - bottom - up * (height - top - bottom)
-
-    body = Markup("")
-    for tick in y_ticks:
-        y = place(x_low, tick)[1]
-        body += Markup('<path class="grid" d="M{:.1f} {:.1f}H{:.1f}"/>').format(left, y, WIDTH - right)
-        body += label(left - 6, y + 4, number(tick), anchor="end", css="quiet")
-    for tick in (t for t in x_ticks if x_low <= t <= x_high):
-        body += label(place(tick, y_ticks[0])[0], height - bottom + 17, number(tick), anchor="middle", css="quiet")
-    body += Markup('<path class="axis" d="M{:.1f} {:.1f}H{:.1f}"/>').format(left, height - bottom, WIDTH - right)
-    body += label(left - 6, 13, y_label, css="quiet") + label(
-        WIDTH - right, height - 6, x_label, anchor="end", css="quiet"
-    )
-    for index, (one, points) in enumerate(shown):
-        body += _curve(one, index, place, log_y)
-        for x, y in points[:: max(1, math.ceil(len(points) / _MOST_HITS))]:
-            text = f"{plain(one.name)}: {number(y)} ({plain(x_label) or 'x'} {number(x)})"
-            body += Markup('<circle class="hit" cx="{:.1f}" cy="{:.1f}" r="5">{}</circle>').format(
-                *place(x, y), hover(text)
-            )
-    if not any(points for _, points in shown):
-        body += label(WIDTH / 2, height / 2, _EMPTY, anchor="middle", css="quiet")
-    summary = "; ".join(
-        f"{plain(one.name)}: {len(points)} points, from {number(points[0][1])} to {number(points[-1][1])}"
-        if points
-        else f"{plain(one.name)}: no points"
-        for one, points in shown
-    )
-    legend = [(index, one.name) for index, one in enumerate(series)] if len(series) > 1 else []
-    return figure(body, height=height, title=title, description=description, summary=summary, legend=legend)
-
-
-def _drawable(point: tuple[float, float], log_y: bool) -> bool:
-    x, y = point
-    return abs(x) < _LARGEST and abs(y) < _LARGEST and (not log_y or y > 1 / _LARGEST)
-
-
-def _curve(one: Series, index: int, place: Callable[[float, float], tuple[float, float]], log_y: bool) -> Markup:
-    runs: list[list[str]] = [[]]
-    for point in one.points:
-        if _drawable(point, log_y):
-            runs[-1].append("{:.1f} {:.1f}".format(*place(*point)))
-        elif runs[-1]:
-            runs.append([])
-    lines = "".join(f"M{run[0]}" + "".join(f"L{at}" for at in run[1:]) for run in runs if len(run) > 1)
-    dots = Markup("").join(
-        Markup('<circle class="f{}" cx="{}" cy="{}" r="3"/>').format(index % COLOURS, *run[0].split())
-        for run in runs
-        if len(run) == 1
-    )
-    path = Markup('<path class="curve s{}" d="{}"/>').format(index % COLOURS, lines) if lines else Markup("")
-    return path + dots
-
-
 def bar_chart(
     groups: Sequence[BarGroup],
     *,
@@ -156,9 +70,7 @@ def bar_chart(
         if plain(bar.name) not in colours:
             colours[plain(bar.name)] = len(colours)
             names.append(bar.name)
-    finite = [
-        v for g in groups for b in g.bars for v in (b.value, b.low, b.high) if v is not None and abs(v) < _LARGEST
-    ]
+    finite = [v for g in groups for b in g.bars for v in (b.value, b.low, b.high) if v is not None and abs(v) < LARGEST]
     finite += [limit] if limit is not None else []
     ticks = [0.0, 0.2, 0.4, 0.6, 0.8, 1.0] if percent else nice_ticks(min([0.0, *finite]), max([0.0, *finite]))
     left = 24 + min(_LABEL_WIDTH, max((text_width(plain(g.label, x)) for g in groups for x in ("en", "zh")), default=0))
@@ -217,7 +129,7 @@ def _spoken(bar: Bar, axis: _Axis) -> str:
 
 
 def _bar(bar: Bar, colour: int, axis: _Axis, y: float, row: float) -> Markup:
-    if not abs(bar.value) < _LARGEST:
+    if not abs(bar.value) < LARGEST:
         return label(axis.x(0.0) + 6, y + row / 2 + 4, number(bar.value), css="quiet")
     start, stop = sorted((axis.x(0.0), axis.x(bar.value)))
     out = Markup('<rect class="f{}" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}" rx="2">{}</rect>').format(
@@ -272,7 +184,7 @@ def funnel(steps: Sequence[FunnelStep], *, title: Content, description: Content 
         y += max(22.0 + (15.0 * len(notes) + 4 if reasons else 0), 14.0 * len(lines) + 4) + 12
         spoken.append(said)
     if not steps:
-        body += label(WIDTH / 2, 20, _EMPTY, anchor="middle", css="quiet")
+        body += label(WIDTH / 2, 20, EMPTY, anchor="middle", css="quiet")
     return figure(body, height=max(y, 36), title=title, description=description, summary="; ".join(spoken))
 
 

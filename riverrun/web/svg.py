@@ -59,17 +59,18 @@ def figure(
     title: Content,
     description: Content,
     summary: str,
-    legend: Sequence[tuple[int, Content]] = (),
+    legend: Sequence[tuple[int, Content] | tuple[int, Content, str]] = (),
     width: float = WIDTH,
 ) -> Markup:
-    """The framed chart. `summary` says in words what the drawing shows; `legend` lists (colour index, name)."""
+    """The framed chart. `summary` says in words what the drawing shows; `legend` lists (colour index, name), and
+    a class where the swatch needs one."""
     below = Markup("<small>{}</small>").format(description) if description else Markup("")
     keys = Markup("").join(
         Markup(
-            '<li><svg viewBox="0 0 10 10" aria-hidden="true"><rect width="10" height="10" rx="2" class="f{}"/>'
+            '<li><svg viewBox="0 0 10 10" aria-hidden="true"><rect width="10" height="10" rx="2" class="f{}{}"/>'
             "</svg>{}</li>"
-        ).format(colour % COLOURS, name)
-        for colour, name in legend
+        ).format(colour % COLOURS, "".join(f" {css}" for css in more if css), name)
+        for colour, name, *more in legend
     )
     name = hashlib.sha256(f"{title}{summary}{body}".encode("utf-8", "replace")).hexdigest()[:10]
     return Markup(
@@ -104,7 +105,7 @@ def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
 def log_ticks(low: float, high: float) -> list[float]:
     """Values 1, 2, 5 times powers of ten (powers alone beyond two decades) that enclose [low, high], both above 0."""
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high) + 1e-9)
-    factors = (1, 2, 5) if last - first <= 2 else (1,)
+    factors = (1, 2, 5) if math.log10(high) - math.log10(low) <= 2 else (1,)
     values = [factor * 10.0**power for power in range(first, last + 1) for factor in factors]
     start = max((i for i, value in enumerate(values) if value <= low * 1.0001), default=0)
     stop = min((i for i, value in enumerate(values) if value >= high * 0.9999), default=len(values) - 1)

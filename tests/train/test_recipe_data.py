@@ -296,6 +296,9 @@ def test_inspect_and_build_read_the_recipe(tmp_path: Path) -> None:
     (home / "recipe.yaml").write_text(yaml.safe_dump(again | {"objective": "grpo", "batch": {}}))
     code, told = run("inspect", str(home))
     assert (code, "objective grpo writes its own rows" in told) == (2, True)
+    code, told = run("run", str(home), "--dry-run")
+    assert code == 0, told
+    assert "problems: 1, 8 at a time with 8 answers each" in told
 
 
 LONG = {"messages": [{"role": "user", "content": "How much?"}, {"role": "assistant", "content": "x y " * 90}]}

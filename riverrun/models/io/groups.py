@@ -1,4 +1,4 @@
-"""Quantised matrices in Hugging Face folders: AWQ `gemm`, GPTQ v1 and v2, and our own group4. No torch.
+"""Quantised matrices in Hugging Face folders: AWQ `gemm`, GPTQ v1 and v2, our own group4, NF4 (`io/bnb`). No torch.
 
 `config.json` says how in `quantization_config`; a matrix `<name>.weight` then stands as `<name>.qweight`, `.qzeros`,
 `.scales` (and `.g_idx`), or as `<name>.weight.packed`, `.scale`, `.zero`. What a method left as it was
@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 
 from riverrun.base.artifacts import write_json
 from riverrun.base.errors import ConfigError, IntegrityError, UnsupportedError
+from riverrun.models.io.bnb import METHOD as BNB
+from riverrun.models.io.bnb import dequantized_nf4
 from riverrun.models.io.safetensors import Entry, write_safetensors
 from riverrun.models.quantized import (
     AwqWords,
@@ -53,7 +55,7 @@ def grid_of(quantization: Mapping[str, Any], origin: str) -> Grid:
     """Read a `quantization_config`; UnsupportedError names what is not read and what is."""
     method = quantization.get("quant_method")
     if method not in ("awq", "gptq", "group4"):
-        raise UnsupportedError(f"{origin}: quant_method '{method}' is not read, read: awq, gptq, group4")
+        raise UnsupportedError(f"{origin}: quant_method '{method}' is not read, read: awq, gptq, group4, {BNB}")
     bits, size = (quantization.get(key, default) for key, default in (("bits", 4), ("group_size", 128)))
     if not isinstance(size, int) or isinstance(size, bool) or (size < 1 and (size != -1 or method == "group4")):
         raise ConfigError(f"{origin}: group_size {size!r} must be a number above 0, or -1 for one group a row")
@@ -96,6 +98,9 @@ def dequantized(
 
     names: of all tensors of the folder, over all its shards; get: the values of one (bfloat16 as float32)
     """
+    if quantization.get("quant_method") == BNB:
+        yield from dequantized_nf4(names, get, quantization, origin)
+        return
     grid, names = grid_of(quantization, origin), set(names)
     for name in sorted(names):
         if grid.method == "group4":

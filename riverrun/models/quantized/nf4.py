@@ -15,7 +15,16 @@ from numpy.typing import NDArray
 
 from riverrun.base.errors import ConfigError
 
-__all__ = ["NF4_LEVELS", "Nf4", "dequantize_nf4", "dynamic_levels", "quantize_nf4"]
+__all__ = [
+    "BLOCK",
+    "NF4_LEVELS",
+    "NF4_MIDDLES",
+    "Nf4",
+    "dequantize_nf4",
+    "double_absmax",
+    "dynamic_levels",
+    "quantize_nf4",
+]
 
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
@@ -29,8 +38,10 @@ NF4_LEVELS: Floats = np.array(
     dtype=np.float32,
 )
 """Quantiles of the normal distribution, scaled to [-1, 1], with an exact 0 (bitsandbytes `get_4bit_type`)."""
+NF4_MIDDLES: Floats = (NF4_LEVELS[:-1] + NF4_LEVELS[1:]) / np.float32(2)
+"""Above which of them a value is decides its level."""
 _PAIRS: Floats = np.stack([np.repeat(NF4_LEVELS, 16), np.tile(NF4_LEVELS, 16)], axis=1)  # both levels of a byte
-_BLOCK = 64
+BLOCK = 64
 _ABSMAX_BLOCK = 256
 _CHUNK_BLOCKS = 1 << 10
 
@@ -47,7 +58,7 @@ class Nf4:
     packed: Bytes
     absmax: Floats | Bytes
     shape: tuple[int, ...]
-    block: int = _BLOCK
+    block: int = BLOCK
     absmax_scale: Floats | None = None
     absmax_mean: float = 0.0
 
@@ -80,26 +91,30 @@ def _linspace(low: float, high: float, count: int) -> Floats:
     return np.where(steps < count // 2, up, down).astype(np.float32)
 
 
-def quantize_nf4(weight: Floats, *, block: int = _BLOCK, double: bool = True) -> Nf4:
+def quantize_nf4(weight: Floats, *, block: int = BLOCK, double: bool = True) -> Nf4:
     """Round a float32 tensor to NF4. ConfigError when its size is no multiple of `block`."""
     if block % 2 or weight.size % block:
         raise ConfigError(f"NF4 block {block} must be even and divide the tensor's size {weight.size}: try 64 or 32")
     blocks = np.ascontiguousarray(weight, dtype=np.float32).reshape(-1, block)
     absmax = np.abs(blocks).max(axis=1)
-    middles = (NF4_LEVELS[:-1] + NF4_LEVELS[1:]) / np.float32(2)
     packed = np.empty((len(blocks), block // 2), dtype=np.uint8)
     for start in range(0, len(blocks), _CHUNK_BLOCKS):
         piece = slice(start, start + _CHUNK_BLOCKS)
         scaled = blocks[piece] * _inverse(absmax[piece])[:, None]
         codes = np.zeros(scaled.shape, dtype=np.uint8)
-        for middle in middles:
+        for middle in NF4_MIDDLES:
             codes += scaled > middle
         packed[piece] = (codes[:, 0::2] << 4) | codes[:, 1::2]
-    if not double:
-        return Nf4(packed.reshape(-1), absmax, weight.shape, block)
-    mean = absmax.mean(dtype=np.float32)
-    codes, scale = _to_dynamic(absmax - mean)
-    return Nf4(packed.reshape(-1), codes, weight.shape, block, scale, float(mean))
+    plain = Nf4(packed.reshape(-1), absmax, weight.shape, block)
+    return double_absmax(plain) if double else plain
+
+
+def double_absmax(tensor: Nf4) -> Nf4:
+    """Store the absmax of a tensor in 8 bits, too (double quantisation)."""
+    assert tensor.absmax.dtype == np.float32, "absmax is quantised already"
+    mean = tensor.absmax.mean(dtype=np.float32)
+    codes, scale = _to_dynamic(tensor.absmax - mean)
+    return Nf4(tensor.packed, codes, tensor.shape, tensor.block, scale, float(mean))
 
 
 def _inverse(scale: Floats) -> Floats:
@@ -118,15 +133,17 @@ def _to_dynamic(values: Floats) -> tuple[Bytes, Floats]:
     return codes, scale
 
 
-def dequantize_nf4(tensor: Nf4) -> Floats:
-    """The float32 values, level * absmax."""
-    absmax = tensor.absmax
+def dequantize_nf4(tensor: Nf4, first: int = 0, last: int | None = None) -> Floats:
+    """The float32 values, level * absmax; of the blocks from `first` to before `last` alone, in a row, where given."""
+    whole = first == 0 and last is None
+    last = len(tensor.absmax) if last is None else last
+    absmax = tensor.absmax[first:last]
     if tensor.absmax_scale is not None:
-        scale = np.repeat(tensor.absmax_scale, _ABSMAX_BLOCK)[: len(absmax)]
+        scale = tensor.absmax_scale[np.arange(first, last) // _ABSMAX_BLOCK]
         absmax = dynamic_levels()[absmax] * scale + np.float32(tensor.absmax_mean)
-    out = np.empty((len(absmax), tensor.block), dtype=np.float32)
-    packed = tensor.packed.reshape(len(absmax), -1)
+    out = np.empty((last - first, tensor.block), dtype=np.float32)
+    packed = tensor.packed.reshape(len(tensor.absmax), -1)[first:last]
     for start in range(0, len(absmax), _CHUNK_BLOCKS):
         piece = slice(start, start + _CHUNK_BLOCKS)
         np.multiply(_PAIRS[packed[piece]].reshape(-1, tensor.block), absmax[piece, None], out=out[piece])
-    return out.reshape(tensor.shape)
+    return out.reshape(tensor.shape) if whole else out

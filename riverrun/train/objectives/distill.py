@@ -112,8 +112,6 @@ class Distill:
         with torch.no_grad():
             guide, _ = label_rows(hidden_states(self.teacher, batch), batch)
         rows, targets = label_rows(hidden_states(self.model, batch), batch)
-        total, soft, hard = linear_divergence(
-            rows, self.model.lm_head, guide, self.teacher.lm_head, targets, self.config
-        )
+        total, soft, hard = linear_divergence(rows, self.model.head, guide, self.teacher.head, targets, self.config)
         metrics = {"divergence": float(soft)}
         return Loss(total, metrics | ({"next_token": float(hard)} if self.config.hard_weight else {}))

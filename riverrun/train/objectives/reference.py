@@ -45,7 +45,7 @@ KEY_BYTES = 16
 def label_logprobs(model: CausalLM, pack: Pack) -> Tensor:
     """[N] natural-log probabilities of the pack's labels, row after row; differentiable."""
     rows, targets = label_rows(hidden_states(model, pack), pack)
-    return token_logprobs(rows, model.lm_head, targets)
+    return token_logprobs(rows, model.head, targets)
 
 
 def row_of_label(pack: Pack) -> Tensor:

@@ -55,7 +55,7 @@ class _Policy:
         hidden, targets = label_rows(hidden_states(model, pack), pack)
         # the head has no bias: logits / temperature is the head of hidden / temperature
         cooled = hidden if self.temperature == 1.0 else hidden / self.temperature
-        return hidden, token_logprobs(cooled, model.lm_head, targets)
+        return hidden, token_logprobs(cooled, model.head, targets)
 
     def _of_reference(self, pack: Pack) -> Floats | None:
         if self.reference is None:

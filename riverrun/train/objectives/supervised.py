@@ -51,4 +51,4 @@ class Supervised:
 
     def __call__(self, batch: Pack) -> Loss:
         rows, targets = label_rows(hidden_states(self.model, batch), batch)
-        return Loss(linear_cross_entropy(rows, self.model.lm_head, targets))
+        return Loss(linear_cross_entropy(rows, self.model.head, targets))

@@ -87,8 +87,7 @@ def count_volume(config: TrainConfig, opened: Any) -> Volume:
 
     given = config.batch.micro_tokens
     limit = given if isinstance(given, int) else max(config.batch.global_tokens, config.data.max_tokens)
-    rows = load_rows(config, opened, micro_tokens=limit).train
-    tokens, labels = sum(len(row.ids) for row in rows), sum(row.label_tokens for row in rows)
+    lengths, tokens, labels = load_rows(config, opened, micro_tokens=limit).sizes(config, opened)
     own = config.run.length
     times = {
         "epochs": own.amount,
@@ -100,8 +99,8 @@ def count_volume(config: TrainConfig, opened: Any) -> Volume:
     return Volume(
         tokens=every,
         label_tokens=min(every, round(times * labels)),
-        length=max(1, tokens // len(rows)),
-        longest=max(len(row.ids) for row in rows),
+        length=max(1, sum(lengths) // len(lengths)),
+        longest=max(lengths),
         steps=max(1, every // config.batch.global_tokens),
     )
 

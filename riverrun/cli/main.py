@@ -414,7 +414,7 @@ _MODEL = typer.Option(help="Model path or catalogue name whose tokenizer and cha
 _FORMAT = typer.Option(help="Format of the rows; told from the first ones unless given.")
 _TRAIN_ON = typer.Option(help="What counts in the loss: assistant, last or all.")
 _LONGEST = typer.Option(help="Tokens of the longest row; 1024 unless given.")
-_OVERLONG = typer.Option(help="Longer conversations: drop, cut_right or cut_left_turns.")
+_OVERLONG = typer.Option(help="Longer conversations: drop, cut_right, cut_left_turns or refuse.")
 
 
 @train_app.command("inspect")
@@ -460,7 +460,10 @@ def train_build(
     max_tokens: Annotated[int, _LONGEST] = 0,
     overlong: Annotated[str, _OVERLONG] = "",
     workers: Annotated[int, typer.Option(help="Processes; 0 takes the cores where there is enough to do.")] = 0,
-    bad_rows: Annotated[float, typer.Option(help="Rows that may be set aside: a share below 1, else a count.")] = 0.01,
+    bad_rows: Annotated[
+        float | None,
+        typer.Option(help="Rows that may be set aside, a share below 1, else a count; the recipe's, else 0.01."),
+    ] = None,
     progress: Annotated[str, typer.Option(help="auto, bar, lines, json or quiet.")] = "auto",
 ) -> None:
     """Turn rows into shards of tokens, mapped when training opens them; a stopped build goes on."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_args
 
@@ -13,6 +14,7 @@ from riverrun.base.progress import Mode, Progress
 
 if TYPE_CHECKING:
     from riverrun.train.recipe import TrainConfig
+    from riverrun.train.rows import LoadedRows
 
 __all__ = ["list_command", "report_command", "run_command"]
 
@@ -133,11 +135,18 @@ def _preview(config: object) -> str:
         lines.append(
             f"problems: {len(ready.rows.problems)}, {asked.problems} at a time with {asked.answers} answers each"
         )
-        return "\n".join(lines)
+        return "\n".join([*lines, *_left_out(ready.rows)])
     stats = ready.sampler.stats(1)
     lines.append(
         f"rows: {stats.rows} in {stats.packs} packs, {stats.row_tokens} tokens ({stats.label_tokens} learned, "
-        f"{stats.computed_tokens} computed), {len(ready.rows.dropped)} left out"
+        f"{stats.computed_tokens} computed)"
     )
-    lines += [f"  {row}: {reason}" for row, reason in ready.rows.dropped[:5]]
-    return "\n".join(lines)
+    return "\n".join([*lines, *_left_out(ready.rows)])
+
+
+def _left_out(rows: LoadedRows) -> list[str]:
+    """How many records are not learned, and the first of them."""
+    total = rows.counts
+    told = f"records: {total.records}, {total.kept} kept, {total.records - total.kept} left out"
+    first = islice(rows.bad_lines(), 5)
+    return [told, *(f"  {bad['file']}, line {bad['line']}: {bad['reason']}, {bad['detail']}" for bad in first)]

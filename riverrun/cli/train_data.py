@@ -2,28 +2,38 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from riverrun.base.config import build_config, load_yaml
+from riverrun.base.artifacts import write_text
+from riverrun.base.config import build_config
 from riverrun.base.errors import ConfigError, InputError
 from riverrun.base.progress import Progress
 from riverrun.cli.target import model_path
-from riverrun.data.build import Counts, build, read_rows
+from riverrun.data.build import build, counts_of
 from riverrun.data.corpus import RowSource
+from riverrun.data.counts import Counts
 from riverrun.data.encoding import EncodeConfig
+from riverrun.data.examples import Kind
 from riverrun.data.inspect import Packing, histogram, notes, packing, shown_tokens
+from riverrun.data.loading import load_source
 from riverrun.data.order import Mixture
 from riverrun.data.rows import Rows
 from riverrun.data.shards import Shards, is_shards
 from riverrun.data.tokens import TokenRow
 from riverrun.models.load import Checkpoint, load_checkpoint
+from riverrun.train.recipe import MOST, TrainConfig, load_recipe
+from riverrun.train.rows import learned_from, longest_row, shard_cache
 
 __all__ = ["build_command", "inspect_command"]
 
 _STYLES = {(True, True): "bold green", (False, True): "green", (True, False): "cyan", (False, False): "dim"}
+
+
+_KINDS: frozenset[Kind] = frozenset({"chat", "text", "preference", "kto"})
 
 
 @dataclass(frozen=True)
@@ -35,49 +45,59 @@ class _Job:
     config: EncodeConfig
     micro_tokens: int
     global_tokens: int
-    seed: int
+    seed: int = 0
+    bad_rows: float = 0.01
+    recipe: TrainConfig | None = None
+
+    def opened(self, target: str, model: str) -> Checkpoint:
+        """The model whose tokenizer and template are used: the one that is named, else the recipe's."""
+        if self.recipe is not None and self.recipe.model.new and not model:
+            from riverrun.train.build import open_model
+
+            return open_model(self.recipe.model)
+        if not (model or self.model):
+            raise InputError(f"{target} names no model: give one with --model (its tokenizer and template are used)")
+        return load_checkpoint(model_path(model or self.model))
+
+    def encoding(self, opened: Checkpoint) -> EncodeConfig:
+        """How rows are encoded: as the recipe's run would, within the model's context and a pack."""
+        if self.recipe is None:
+            return self.config
+        limit = longest_row(self.recipe, opened, self.micro_tokens)[0]
+        return self.recipe.data.encoding(self.recipe.objective, limit)
 
 
-def _job(target: str, model: str, options: Mapping[str, Any], micro_tokens: int, global_tokens: int) -> _Job:
+def _job(target: str, options: Mapping[str, Any], micro_tokens: int, global_tokens: int) -> _Job:
     """A recipe (YAML, or a folder with recipe.yaml), or anything that rows are read from."""
     path = Path(target)
     recipe = path / "recipe.yaml" if path.is_dir() else path
     given = {key: value for key, value in options.items() if value not in ("", 0, None)}
     if recipe.suffix not in (".yaml", ".yml") or not recipe.is_file():
         names = {key: given.pop(key) for key in ("format",) if key in given}
-        source = RowSource(path=target, **names)
+        source = build_config(RowSource, {"path": target, **names}, origin="options")
         config = build_config(EncodeConfig, given, origin="options")
-        return _Job((source,), model, config, micro_tokens or 2048, global_tokens or micro_tokens or 2048, 0)
-    data = load_yaml(recipe)
-    section = _mapping(data.get("data"), f"{recipe}: data")
-    listed = section.get("train")
-    sources = []
-    for item in listed if isinstance(listed, list) else [listed]:
-        fields = {"path": item} if isinstance(item, str) else _mapping(item, f"{recipe}: data.train")
-        known = {key: value for key, value in fields.items() if key in RowSource.model_fields}
-        near = recipe.parent / str(known.get("path", ""))
-        known["path"] = str(near) if near.exists() else known.get("path", "")
-        sources.append(build_config(RowSource, known, origin=str(recipe)))
-    fields = {key: value for key, value in section.items() if key in EncodeConfig.model_fields}
-    batch = _mapping(data.get("batch") or {}, f"{recipe}: batch")
-    named = data.get("model")
-    own = str(named.get("path", "") if isinstance(named, Mapping) else named or "")
-    micro = micro_tokens or int(batch.get("micro_tokens") or 2048)
-    given.pop("format", None)
+        micro = micro_tokens or MOST
+        return _Job((source,), "", config, micro, global_tokens or micro)
+    if "format" in given:
+        raise ConfigError(f"--format has no effect on a recipe: say format beside the source in {recipe}")
+    changes = [f"data.{key}={value}" for key, value in given.items()]
+    changes += [f"batch.{key}={value}" for key, value in (("micro_tokens", micro_tokens),) if value]
+    changes += [f"batch.{key}={value}" for key, value in (("global_tokens", global_tokens),) if value]
+    own = load_recipe(recipe, tuple(changes))
+    if own.objective.data == "problems":
+        raise InputError(
+            f"{recipe}: objective {own.objective.name} writes its own rows: see `riverrun train run --dry-run`"
+        )
     return _Job(
-        tuple(sources),
-        model or own,
-        build_config(EncodeConfig, {**fields, **given}, origin=str(recipe)),
-        micro,
-        global_tokens or int(batch.get("global_tokens") or micro),
-        int(_mapping(data.get("run") or {}, f"{recipe}: run").get("seed") or 0),
+        own.data.train,
+        own.model.path,
+        own.data,
+        own.batch.usual_micro_tokens,
+        own.batch.global_tokens,
+        own.run.seed,
+        own.data.bad_rows,
+        own,
     )
-
-
-def _mapping(value: Any, where: str) -> Mapping[str, Any]:
-    if not isinstance(value, Mapping):
-        raise ConfigError(f"{where} must be a mapping, it is {type(value).__name__}")
-    return value
 
 
 def inspect_command(
@@ -95,28 +115,34 @@ def inspect_command(
     if is_shards(Path(target)):
         shards = Shards(Path(target))
         opened = load_checkpoint(model_path(model)) if model else None
-        counts = [Counts.from_json(file["counts"]) for file in shards.manifest["files"]]
-        total = sum(counts, Counts())
-        _print(shards, total, opened, micro_tokens or 2048, global_tokens or micro_tokens or 2048, rows, 0)
+        micro = micro_tokens or MOST
+        _print(shards, counts_of(shards), opened, micro, global_tokens or micro, rows, 0)
         return
-    job = _job(target, model, options, micro_tokens, global_tokens)
-    if not job.model:
-        raise InputError(f"{target} names no model: give one with --model (its tokenizer and template are used)")
-    opened = load_checkpoint(model_path(job.model))
-    sets: list[Rows] = []
-    total = Counts()
-    for source in job.sources:
-        if is_shards(Path(source.path)):
-            sets.append(Shards(Path(source.path)))
-            continue
-        found, counted = read_rows(
-            [source], opened.tokenizer, opened.template, job.config, bad_file=bad_file, bad_rows=float("inf"), most=most
+    job = _job(target, options, micro_tokens, global_tokens)
+    opened = job.opened(target, model)
+    kinds, wanted = learned_from(job.recipe) if job.recipe is not None else (_KINDS, "")
+    loaded = [
+        load_source(
+            source,
+            opened.tokenizer,
+            opened.template,
+            job.encoding(opened),
+            cache=shard_cache(),
+            kinds=kinds,
+            wanted=wanted,
+            most=most,
         )
-        sets.append(found)
-        total = total + counted
-    mixed = Mixture(sets, [source.weight for source in job.sources], seed=job.seed)
+        for source in job.sources
+    ]
+    total = sum((each.report.counts for each in loaded), Counts())
+    lines = [line for each in loaded for line in each.report.bad_lines()]
+    mixed = Mixture([each.rows for each in loaded], [source.weight for source in job.sources], seed=job.seed)
     _print(mixed, total, opened, job.micro_tokens, job.global_tokens, rows, job.seed)
-    if bad_file is not None and total.bad:
+    for line in lines[:5]:
+        print(f"  {line['file']}, line {line['line']}: {line['reason']}, {line['detail']}")
+    if bad_file is not None and lines:
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        write_text(bad_file, text.encode("utf-8", "replace").decode("utf-8"))
         print(f"set aside: {bad_file}")
 
 
@@ -199,24 +225,24 @@ def build_command(
     model: str,
     options: Mapping[str, Any],
     workers: int,
-    bad_rows: float,
+    bad_rows: float | None,
     progress: str,
 ) -> None:
     """Write shards and say what went into them."""
-    jobs = [_job(target, model, options, 0, 0) for target in targets]
-    named = {job.model for job in jobs}
-    if len(named) != 1 or "" in named:
-        raise InputError("give one model with --model: its tokenizer and template are used")
-    opened = load_checkpoint(model_path(named.pop()))
-    sources = [source for job in jobs for source in job.sources]
+    jobs = [_job(target, options, 0, 0) for target in targets]
+    opened = jobs[0].opened(targets[0], model)
+    config = jobs[0].encoding(opened)
+    for job, target in zip(jobs[1:], targets[1:], strict=True):
+        if job.encoding(opened) != config or (not model and job.model != jobs[0].model):
+            raise InputError(f"{targets[0]} and {target} ask for rows made differently: build them one by one")
     shards = build(
-        sources,
+        [source for job in jobs for source in job.sources],
         out,
         opened.tokenizer,
         opened.template,
-        jobs[0].config,
+        config,
         workers=workers,
-        bad_rows=bad_rows,
+        bad_rows=jobs[0].bad_rows if bad_rows is None else bad_rows,
         progress=Progress(progress),  # type: ignore[arg-type]
     )
     for file in shards.manifest["files"]:

@@ -1,4 +1,4 @@
-"""Files of rows to token rows: in memory, or as shards on disk by any number of processes, resumable after kill -9.
+"""Files of rows to shards of token rows on disk, by any number of processes, resumable after kill -9.
 
 Every record that is read is kept, set aside with its reason, or dropped for its length; the counts are checked. What is
 on disk is the same to the byte for any number of workers and however often the build was killed.
@@ -9,11 +9,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -23,17 +22,15 @@ from riverrun.base.errors import InputError
 from riverrun.base.progress import Progress
 from riverrun.data.chunks import Chunk, EncodedChunk, encode_chunk
 from riverrun.data.corpus import RowFile, RowSource, resolve
+from riverrun.data.counts import Counts, check_bad
 from riverrun.data.encoding import EncodeConfig, RowEncoder
-from riverrun.data.examples import REASONS
 from riverrun.data.records import Place, Record, read_records
-from riverrun.data.rows import ListRows
 from riverrun.data.shard_worker import Worker
 from riverrun.data.shards import BAD_ROWS, FORMAT, MANIFEST, Shards, ShardWriter
-from riverrun.data.tokens import TokenRow
 from riverrun.models.chat import ChatTemplate
 from riverrun.models.tokenizer import Tokenizer
 
-__all__ = ["Counts", "build", "read_rows", "tokenizer_digest"]
+__all__ = ["SMALL", "build", "build_files", "chunks", "counts_of", "head_of", "text_bytes", "tokenizer_digest"]
 
 LOG = "commit.log"
 CHUNK_RECORDS, CHUNK_BYTES = 256, 192 << 10
@@ -42,69 +39,12 @@ SMALL = 8 << 20
 """Bytes of files that this process encodes alone unless workers are asked for."""
 
 
-@dataclass
-class Counts:
-    """What became of the records of one file: records = kept + sum(bad). `rows` is more than kept where texts are
-    split or answers come in pairs."""
-
-    records: int = 0
-    kept: int = 0
-    rows: int = 0
-    tokens: int = 0
-    labels: int = 0
-    bad: Counter[str] = field(default_factory=Counter)
-
-    def add(self, chunk: EncodedChunk) -> None:
-        self.records += chunk.records
-        self.kept += chunk.kept
-        self.rows += len(chunk.lengths)
-        self.tokens += len(chunk.ids)
-        self.labels += int(chunk.labels.sum())
-        self.bad.update(bad.reason for bad in chunk.bad)
-        self.check()
-
-    def check(self) -> None:
-        """The conservation law."""
-        assert self.records == self.kept + sum(self.bad.values()), f"records were lost: {self}"
-
-    def __add__(self, other: Counts) -> Counts:
-        return Counts(
-            self.records + other.records,
-            self.kept + other.kept,
-            self.rows + other.rows,
-            self.tokens + other.tokens,
-            self.labels + other.labels,
-            self.bad + other.bad,
-        )
-
-    @property
-    def too_long(self) -> int:
-        """Dropped by the policy for long rows; not bad in themselves."""
-        return self.bad["too_long"]
-
-    @property
-    def quarantined(self) -> int:
-        return sum(self.bad.values()) - self.too_long
-
-    def to_json(self) -> dict[str, Any]:
-        names = ("records", "kept", "rows", "tokens", "labels")
-        return {name: getattr(self, name) for name in names} | {"bad": dict(sorted(self.bad.items()))}
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Counts:
-        return cls(**{**value, "bad": Counter(value["bad"])})
-
-    def told(self) -> str:
-        """What was set aside, by reason."""
-        return "; ".join(f"{count} x {reason} ({REASONS[reason]})" for reason, count in self.bad.most_common())
-
-
 def tokenizer_digest(tokenizer: Tokenizer) -> str:
     """sha256 of everything that decides a text's ids and their ends."""
     return digest_json([tokenizer.to_json(), tokenizer.bos_id, list(tokenizer.end_ids)])
 
 
-def _chunks(files: Sequence[RowFile], start: tuple[int, Place]) -> Iterator[tuple[Chunk, Place]]:
+def chunks(files: Sequence[RowFile], start: tuple[int, Place]) -> Iterator[tuple[Chunk, Place]]:
     """Chunks in order from a place (file, place in it) on, each with the place behind it."""
     for number in range(start[0], len(files)):
         each = files[number]
@@ -125,11 +65,11 @@ def _chunks(files: Sequence[RowFile], start: tuple[int, Place]) -> Iterator[tupl
 
 
 def _encoded(
-    chunks: Iterator[tuple[Chunk, Place]], encoder: RowEncoder, workers: int
+    given: Iterator[tuple[Chunk, Place]], encoder: RowEncoder, workers: int
 ) -> Iterator[tuple[EncodedChunk, Place]]:
     """The chunks encoded, in their order. One worker is this process."""
     if workers <= 1:
-        for chunk, place in chunks:
+        for chunk, place in given:
             yield encode_chunk(chunk, encoder), place
         return
     idle: SimpleQueue[Worker] = SimpleQueue()
@@ -148,7 +88,7 @@ def _encoded(
                 idle.put(worker)
 
         waiting: deque[tuple[Future[EncodedChunk], Place]] = deque()
-        for chunk, place in chunks:
+        for chunk, place in given:
             waiting.append((pool.submit(run, chunk), place))
             if len(waiting) >= 2 * workers + 1:
                 future, done = waiting.popleft()
@@ -158,27 +98,18 @@ def _encoded(
             yield future.result(), done
 
 
+def text_bytes(files: Sequence[RowFile]) -> int:
+    """About how much text the files hold: packed ones (gzip, Parquet) four times their size."""
+    packed = [each.file.packed or each.file.container == "parquet" for each in files]
+    return sum(each.file.path.stat().st_size * (4 if p else 1) for each, p in zip(files, packed, strict=True))
+
+
 def _workers(asked: int, files: Sequence[RowFile]) -> int:
     """Processes to use: those asked for, or one for each core where there is enough to do."""
     if asked:
         return asked
-    size = sum(each.file.path.stat().st_size * (4 if each.file.packed else 1) for each in files)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return 1 if size < SMALL else cores
-
-
-def check_bad(total: Counts, limit: float, where: Path | str) -> None:
-    """InputError when more rows were set aside than `limit` allows (a share below 1, a count from 1 on), or none is
-    left. Rows dropped for their length do not count towards the limit."""
-    most = limit if limit >= 1 or not limit else limit * total.records
-    if total.quarantined > most:
-        allowed = f"{limit:g}" if limit >= 1 or not limit else f"{100 * limit:g} % of {total.records}"
-        raise InputError(
-            f"{total.quarantined} rows cannot be used, {allowed} are allowed (bad_rows): {total.told()}. "
-            f"They stand in {where}: mend them, or raise bad_rows"
-        )
-    if not total.rows:
-        raise InputError(f"no row is left to learn from: {total.told() or 'the files are empty'} ({where})")
+    return 1 if text_bytes(files) < SMALL else cores
 
 
 def build(
@@ -199,35 +130,51 @@ def build(
     progress = progress or Progress("quiet")
     encoder = RowEncoder(tokenizer, template, config)
     files = resolve(sources, progress)
-    described = [_describe(each) for each in files]
-    head = {
+    shards = build_files(files, head_of(files, encoder), out, encoder, workers=workers, progress=progress)
+    refuse = f"the limit is {config.max_tokens} tokens: raise it, or say another overlong"
+    check_bad(counts_of(shards), bad_rows, out / BAD_ROWS, refuse=refuse if config.overlong == "refuse" else "")
+    return shards
+
+
+def head_of(files: Sequence[RowFile], encoder: RowEncoder) -> dict[str, Any]:
+    """What shards are of: the beginning of their manifest. Its `digest_json` is their identity."""
+    return {
         "format": FORMAT,
-        "tokenizer_sha256": tokenizer_digest(tokenizer),
-        "template_sha256": template.sha256 if template else "",
-        "vocab_size": tokenizer.vocab_size,
-        "settings": config.model_dump(),
-        "files": described,
+        "tokenizer_sha256": tokenizer_digest(encoder.tokenizer),
+        "template_sha256": encoder.bulk.template.sha256 if encoder.bulk else "",
+        "vocab_size": encoder.tokenizer.vocab_size,
+        "settings": encoder.config.model_dump(),
+        "files": [_describe(each) for each in files],
     }
+
+
+def build_files(
+    files: Sequence[RowFile],
+    head: dict[str, Any],
+    out: Path,
+    encoder: RowEncoder,
+    *,
+    workers: int = 0,
+    progress: Progress,
+) -> Shards:
+    """`build` of files whose formats are known, without a look at how many rows were set aside."""
     identity = digest_json(head)
     if (done := _finished(out, identity)) is not None:
-        check_bad(_total(done), bad_rows, out / BAD_ROWS)
         return done
     state = _state(out, identity)
     if state is None and out.exists():
         _clear(out)
     tagged = any(each.form.kind in ("preference", "kto") for each in files)
-    writer = ShardWriter(out, tokenizer.vocab_size, tagged=tagged, state=state["writer"] if state else None)
+    writer = ShardWriter(out, head["vocab_size"], tagged=tagged, state=state["writer"] if state else None)
     counts = [Counts.from_json(each) for each in state["counts"]] if state else [Counts() for _ in files]
     start = (state["file"], Place(*state["place"])) if state else (0, Place())
     with open(out / LOG, "a", encoding="utf-8") as log:
         if state is None:
             _log(log, {"identity": identity})
         _write(files, start, encoder, _workers(workers, files), writer, counts, log, progress)
-    total = _sum(counts)
-    check_bad(total, bad_rows, out / BAD_ROWS)
-    for each, found in zip(described, counts, strict=True):
+    for found in counts:
         found.check()
-        each["counts"] = found.to_json()
+    described = [each | {"counts": found.to_json()} for each, found in zip(head["files"], counts, strict=True)]
     facts = {
         "identity": identity,
         "rows": writer.rows,
@@ -238,7 +185,7 @@ def build(
         "paired": any(each.form.kind == "preference" for each in files),
         "tokens_sha256": digest_file(out / writer.tokens_file),
     }
-    write_json(out / MANIFEST, head | facts)
+    write_json(out / MANIFEST, head | {"files": described} | facts)
     (out / LOG).unlink()
     return Shards(out)
 
@@ -256,7 +203,7 @@ def _write(
     """The loop: chunks in, arrays out, a line in the log now and then."""
     try:
         with progress.task("rows", unit="rows") as task:
-            for number, (chunk, place) in enumerate(_encoded(_chunks(files, start), encoder, workers), 1):
+            for number, (chunk, place) in enumerate(_encoded(chunks(files, start), encoder, workers), 1):
                 writer.append(chunk, files[chunk.file].file.label)
                 counts[chunk.file].add(chunk)
                 task.advance(chunk.records)
@@ -319,65 +266,6 @@ def _clear(out: Path) -> None:
     shutil.rmtree(out)
 
 
-def _sum(counts: Sequence[Counts]) -> Counts:
-    return sum(counts, Counts())
-
-
-def _total(shards: Shards) -> Counts:
-    return _sum([Counts.from_json(each["counts"]) for each in shards.manifest["files"]])
-
-
-def read_rows(
-    sources: Sequence[RowSource],
-    tokenizer: Tokenizer,
-    template: ChatTemplate | None,
-    config: EncodeConfig,
-    *,
-    bad_file: Path | None = None,
-    bad_rows: float = 0.01,
-    most: int = 0,
-) -> tuple[ListRows, Counts]:
-    """Rows in memory (the first `most` records of each file, 0 for all), for small sets and for looking at them."""
-    encoder = RowEncoder(tokenizer, template, config)
-    files = resolve(sources)
-    rows: list[TokenRow] = []
-    tags: list[int] = []
-    shared: list[int] = []
-    total, told = Counts(), []
-    for number, each in enumerate(files):
-        left = most or -1
-        for chunk, _ in _chunks([each], (0, Place())):
-            taken = chunk if left < 0 else Chunk(number, chunk.form, chunk.raw, chunk.columns, chunk.records[:left])
-            left -= len(taken.records) if left > 0 else 0
-            found = encode_chunk(taken, encoder)
-            total.add(found)
-            rows += _token_rows(found, each.file.label)
-            tags += found.tags.tolist()
-            shared += found.shared.tolist()
-            told += [(each.file.label, bad) for bad in found.bad]
-            if left == 0:
-                break
-    where: Path | str = bad_file or "the first: " + "; ".join(f"{f}, line {b.number}: {b.detail}" for f, b in told[:3])
-    if bad_file is not None:
-        bad_file.parent.mkdir(parents=True, exist_ok=True)
-        with open(bad_file, "w", encoding="utf-8", errors="replace") as handle:
-            for file, bad in told:
-                record = {
-                    "file": file,
-                    "line": bad.number,
-                    "reason": bad.reason,
-                    "detail": bad.detail,
-                    "row": bad.excerpt,
-                }
-                handle.write(json.dumps(record, ensure_ascii=False) + "\n")
-    check_bad(total, bad_rows, where)
-    paired = any(each.form.kind == "preference" for each in files)
-    return ListRows(rows, paired=paired, tags=tags, shared=shared), total
-
-
-def _token_rows(chunk: EncodedChunk, file: str) -> Iterator[TokenRow]:
-    start = 0
-    for length, number in zip(chunk.lengths.tolist(), chunk.numbers.tolist(), strict=True):
-        ids = tuple(chunk.ids[start : start + length].tolist())
-        yield TokenRow(f"{file}:{number}", ids, tuple(chunk.learned[start : start + length].tolist()))
-        start += length
+def counts_of(shards: Shards) -> Counts:
+    """What became of the records that shards were built from."""
+    return sum((Counts.from_json(each["counts"]) for each in shards.manifest["files"]), Counts())

@@ -18,7 +18,7 @@ from riverrun.data.examples import BadRow, Example
 from riverrun.data.formats import Format, read_example
 from riverrun.data.records import Record
 
-__all__ = ["BadRecord", "Chunk", "EncodedChunk", "encode_chunk"]
+__all__ = ["BadRecord", "Chunk", "EncodedChunk", "encode_chunk", "excerpt"]
 
 EXCERPT = 200
 MAX_TALK = 4 << 20
@@ -117,7 +117,7 @@ def encode_chunk(chunk: Chunk, encoder: RowEncoder) -> EncodedChunk:
         else:
             rows.append((chunk.records[place].number, encoded))
     told = tuple(
-        BadRecord(chunk.records[place].number, error.reason, error.detail, _excerpt(chunk.records[place].data))
+        BadRecord(chunk.records[place].number, error.reason, error.detail, excerpt(chunk.records[place].data))
         for place, error in sorted(bad.items())
     )
     return _arrays(chunk, rows, told)
@@ -141,7 +141,8 @@ def _example(chunk: Chunk, record: Record) -> Example:
     return read_example(chunk.form, value, chunk.columns)
 
 
-def _excerpt(data: bytes) -> str:
+def excerpt(data: bytes) -> str:
+    """The beginning of a record, for people."""
     return data[: 4 * EXCERPT].decode("utf-8", "replace")[:EXCERPT]
 
 

@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from riverrun.base.artifacts import digest_file
 from riverrun.base.config import Config
@@ -16,12 +17,13 @@ from riverrun.base.errors import InputError
 from riverrun.base.progress import Progress
 from riverrun.data.formats import FORMATS, Format, detect, get_format
 from riverrun.data.records import DataFile, find_files, read_records, row_files
+from riverrun.data.shards import is_shards
 from riverrun.hub.card import Card
 from riverrun.hub.catalog import card_of, get_card
 from riverrun.hub.spec import SCHEMES
 from riverrun.hub.store import Store
 
-__all__ = ["RowFile", "RowSource", "resolve"]
+__all__ = ["RowFile", "RowSource", "find_sources", "resolve"]
 
 LOOK_AT = 32
 """Rows by which a file's format is told."""
@@ -30,7 +32,7 @@ LOOK_AT = 32
 class RowSource(Config):
     """Where rows come from."""
 
-    path: str = Field(
+    path: Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(value, Path) else value)] = Field(
         description="a file, a folder, hf:OWNER/NAME, modelscope:OWNER/NAME, or a data set of the catalogue; "
         "also a folder of shards"
     )
@@ -41,6 +43,12 @@ class RowSource(Config):
         default_factory=dict, description="the rows' own names for a format's fields: {output: answer}"
     )
     lines: bool = Field(default=False, description="each line of a .txt file is a document; else the file is one")
+
+    @property
+    def is_local(self) -> bool:
+        """Whether `path` is one of files, not the name of a data set or a repository."""
+        named = self.path.partition(":")[0] in SCHEMES
+        return not named and ("/" in self.path or "." in Path(self.path).name or Path(self.path).exists())
 
 
 @dataclass(frozen=True)
@@ -60,9 +68,11 @@ class RowFile:
         return digest_file(self.file.path)
 
 
-def _paths(source: RowSource, progress: Progress) -> list[DataFile]:
+def find_sources(source: RowSource, progress: Progress) -> list[DataFile]:
     """The files of a source, fetched where they are not local."""
     path = Path(source.path).expanduser()
+    if is_shards(path):
+        raise InputError(f"{path} holds shards: they are trained on as they are, and built from rows alone")
     if path.exists():
         found = find_files(path, lines=source.lines)
         if source.files and path.is_dir():
@@ -70,7 +80,7 @@ def _paths(source: RowSource, progress: Progress) -> list[DataFile]:
         if not found:
             raise InputError(f"{path} has no file of rows that fits {', '.join(source.files)}")
         return found
-    if source.path.partition(":")[0] not in SCHEMES and ("/" in source.path or "." in Path(source.path).name):
+    if source.is_local:
         raise InputError(
             f"{path} does not exist: give a file of rows, a folder of them, or a source such as hf:OWNER/NAME"
         )
@@ -113,7 +123,7 @@ def resolve(sources: Sequence[RowSource], progress: Progress | None = None) -> l
     progress = progress or Progress("quiet")
     out: list[RowFile] = []
     for source in sources:
-        for file in _paths(source, progress):
+        for file in find_sources(source, progress):
             plain = RowFile(file, FORMATS["text"], source)
             if plain.raw:
                 if source.format not in ("auto", "text"):

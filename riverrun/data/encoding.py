@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, cast
 
 from pydantic import Field
 
@@ -41,14 +41,17 @@ class EncodeConfig(Config):
         description="what counts in the loss: all that assistants say, their last turn, or every token",
     )
     max_tokens: int = Field(default=1024, ge=16, description="tokens of the longest row")
-    overlong: Literal["drop", "cut_right", "cut_left_turns"] = Field(
+    overlong: Literal["drop", "cut_right", "cut_left_turns", "refuse"] = Field(
         default="drop",
-        description="a longer conversation is dropped, loses its end, or loses its first turns behind the system text",
+        description="a longer conversation is dropped and counted, loses its end, loses its first turns behind the"
+        " system text, or ends the run",
     )
     overlong_text: Literal["split", "drop", "cut_right"] = Field(
         default="split", description="a longer plain text becomes several rows, is dropped, or loses its end"
     )
-    end_texts: bool = Field(default=False, description="plain texts end with the model's end token, and it is learned")
+    end_texts: bool = Field(
+        default=True, description="plain texts end with the model's end token where it has one, and it is learned"
+    )
     codec: str = Field(default="hermes", description="tool-call format of the rows")
 
 
@@ -293,18 +296,17 @@ class RowEncoder:
     def _text(self, ids: list[int]) -> Encoded | BadRow:
         limit = self.config.max_tokens
         begin = [] if self._start is None else [self._start]
-        if self.config.end_texts:
-            if self.tokenizer.eos_id is None:
-                raise ConfigError("end_texts needs a model with an end token")
-            ids = [*ids, self.tokenizer.eos_id]
+        ended = self.config.end_texts and self.tokenizer.eos_id is not None
+        if ended:
+            ids = [*ids, cast(int, self.tokenizer.eos_id)]
         room = limit - len(begin)
         if len(ids) > room:
             if self.config.overlong_text == "drop":
                 return BadRow("too_long", f"{len(ids) + len(begin)} tokens, the limit is {limit}")
             if self.config.overlong_text == "cut_right":
                 ids = ids[:room]
-        if not begin and self.config.overlong_text == "split" and len(ids) % room == 1 < len(ids):
-            room -= 1  # a last piece of one token would have nothing to be predicted from
+        if (ended or not begin) and self.config.overlong_text == "split" and len(ids) % room == 1 < len(ids):
+            room -= 1  # a last piece of one token would have nothing to be predicted from, or be an end of nothing
         pieces = [[*begin, *ids[at : at + room]] for at in range(0, len(ids), room)]
         rows = [TokenLists(piece, [(0, len(piece))]) for piece in pieces if len(piece) > 1]
         return Encoded(rows) if rows else BadRow("nothing_learned", "one token has nothing to be predicted from")

@@ -22,6 +22,7 @@ from riverrun.wire.codec import Codec
 
 __all__ = [
     "JudgedGroup",
+    "PairedRows",
     "PreferencePair",
     "TaggedRows",
     "completion_row",
@@ -30,6 +31,7 @@ __all__ = [
     "judged_of",
     "pair_group",
     "pair_rows",
+    "pairs_of",
     "split_prompt",
 ]
 
@@ -152,12 +154,16 @@ def judged_groups(rows: Sequence[TokenRow], desirable: Sequence[bool]) -> list[J
     return out
 
 
-class TaggedRows(Protocol):
-    """Rows of which `tag` says whether they are good (1) or bad (2)."""
+class PairedRows(Protocol):
+    """Rows that come in twos."""
 
     def __len__(self) -> int: ...
 
     def row(self, index: int) -> TokenRow: ...
+
+
+class TaggedRows(PairedRows, Protocol):
+    """Rows of which `tag` says whether they are good (1) or bad (2)."""
 
     def tag(self, index: int) -> int: ...
 
@@ -168,6 +174,11 @@ def judged_of(rows: TaggedRows) -> list[JudgedGroup]:
     if (plain := next((index for index, tag in enumerate(tags) if tag not in (1, 2)), None)) is not None:
         raise InputError(f"row '{rows.row(plain).id}' is not judged: KTO needs rows with a label")
     return judged_groups([rows.row(index) for index in range(len(rows))], [tag == 1 for tag in tags])
+
+
+def pairs_of(rows: PairedRows) -> list[Group]:
+    """The groups of stored pairs: rows 2i and 2i + 1, the chosen one first."""
+    return [pair_group(rows.row(index), rows.row(index + 1)) for index in range(0, len(rows), 2)]
 
 
 def cut_groups(groups: Sequence[Group], micro_tokens: int) -> list[Pack]:

@@ -6,6 +6,7 @@ depends on how many processes read, and a step can be asked for without those be
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 
 import numpy as np
@@ -25,13 +26,15 @@ Ints = NDArray[np.int64]
 class RowSampler:
     """Steps of `packs_per_step` packs of at most `micro_tokens` tokens; the last step of an epoch may be short.
 
-    The two rows of a pair stand in one pack, and what they begin with is computed once.
+    The two rows of a pair stand in one pack, and what they begin with is computed once unless `share` is false.
     """
 
-    def __init__(self, rows: Rows | Mixture, *, micro_tokens: int, packs_per_step: int, seed: int) -> None:
+    def __init__(
+        self, rows: Rows | Mixture, *, micro_tokens: int, packs_per_step: int, seed: int, share: bool = True
+    ) -> None:
         assert len(rows), "a sampler needs rows"
         self.rows = rows if isinstance(rows, Mixture) else Mixture([rows], seed=seed)
-        self.micro_tokens, self.packs_per_step, self.seed = micro_tokens, packs_per_step, seed
+        self.micro_tokens, self.packs_per_step, self.seed, self.share = micro_tokens, packs_per_step, seed, share
         self._costs = self._unit_costs()
         if len(self._costs) and (worst := int(self._costs.max())) > micro_tokens:
             row = int(self._costs.argmax()) * self.rows.unit
@@ -41,6 +44,7 @@ class RowSampler:
             )
         self._plans: dict[int, tuple[Ints, Ints]] = {}
         self._steps: dict[int, int] = {}
+        self._lock = threading.Lock()  # several threads may ask
 
     def _unit_costs(self) -> Ints:
         """Tokens to compute for each row, or each pair."""
@@ -52,10 +56,14 @@ class RowSampler:
 
     def _shared(self, first: int) -> int:
         count = self.rows.shared(first)
-        return count if count >= MIN_SHARED else 0
+        return count if self.share and count >= MIN_SHARED else 0
 
     def plan(self, epoch: int) -> tuple[Ints, Ints]:
         """(rows, ends): pack k of the epoch has the units whose first rows are rows[ends[k-1]:ends[k]]."""
+        with self._lock:
+            return self._planned(epoch)
+
+    def _planned(self, epoch: int) -> tuple[Ints, Ints]:
         if epoch not in self._plans:
             order = self.rows.order(epoch)
             costs = self._costs[order // self.rows.unit]
@@ -98,6 +106,16 @@ class RowSampler:
             return Pack(tuple(Group(pair, self._shared(index)) for pair, index in zip(pairs, units, strict=True)))
         # by length: rows of like length are padded together in the attention
         return Pack.of(sorted((self.rows.row(index) for index in units), key=lambda row: len(row.ids)))
+
+    def every_pack(self) -> Iterator[Pack]:
+        """Packs in which every row of the sets stands once, whatever its weight: those of epoch 0 where that is so."""
+        whole = self
+        if set(self.rows.weights) != {1.0}:
+            plain = Mixture(self.rows.sets, seed=self.seed)
+            sizes = {"micro_tokens": self.micro_tokens, "packs_per_step": self.packs_per_step}
+            whole = RowSampler(plain, **sizes, seed=self.seed, share=self.share)
+        for number in range(whole.packs_in_epoch(0)):
+            yield whole.pack(0, number)
 
     def batch(self, step: int) -> list[Pack]:
         """The packs of global step `step`, counted over all epochs."""

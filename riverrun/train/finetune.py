@@ -62,7 +62,7 @@ def as_recipe(config: FinetuneConfig, model: Path, rows: Path, adapter: Path | N
     own = config.model_dump()
     return TrainConfig(
         model=ModelSpec(path=str(model), adapter=str(adapter or "")),
-        data=DataConfig(train=(SourceConfig(path=rows),)),
+        data=DataConfig(train=(SourceConfig(path=str(rows)),)),
         method=MethodConfig(name="lora", **{key: own[key] for key in ("rank", "alpha", "rslora", "init")}),
         optimizer=OptimizerConfig(
             **{key: own[key] for key in ("learning_rate", "schedule", "warmup", "clip_norm", "weight_decay")}

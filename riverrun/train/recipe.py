@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
 from riverrun.base.config import Config, load_config
+from riverrun.data.corpus import RowSource
+from riverrun.data.encoding import EncodeConfig
 from riverrun.train.duration import Duration, DurationField
 from riverrun.train.objectives.config import ObjectiveConfig, SupervisedConfig, read_objective
 
@@ -57,37 +59,39 @@ class ModelSpec(Config):
         return self
 
 
-class SourceConfig(Config):
-    """One file of examples."""
+class SourceConfig(RowSource):
+    """One source of examples."""
 
-    path: Path = Field(description="JSON lines, relative to the recipe")
-    format: Literal["auto", "openai", "text"] = Field(
-        default="auto", description="openai: {messages, tools}; text: {text}; auto looks at each line"
-    )
-    weight: float = Field(
-        default=1.0, gt=0, description="times that the source is seen in an epoch; 0.5 is every other"
-    )
     name: str = Field(default="", description="what a validation set is called; its file's name unless given")
 
     @property
     def title(self) -> str:
-        return self.name or self.path.stem
+        return self.name or Path(self.path).stem
 
 
 Source = Annotated[SourceConfig, _named("path")]
 Sources = Annotated[tuple[Source, ...], BeforeValidator(_listed)]
 
 
-class DataConfig(Config):
+class DataConfig(EncodeConfig):
+    """What is read, and how examples become token rows."""
+
     train: Sources = Field(min_length=1, description="sources that are learned")
     validation: Sources = Field(default=(), description="sources that are only measured")
-    max_tokens: int = Field(default=1024, ge=16, description="longest row; the model's context bounds it too")
-    overlong: Literal["drop", "cut_right", "refuse"] = Field(
-        default="drop", description="longer rows: drop and count them, cut their end, or stop"
+    bad_rows: float = Field(
+        default=0.01, ge=0, description="records that may be set aside: a share of all below 1, a count from 1 on"
     )
-    share_prefix: bool = Field(default=True, description="compute a beginning that many rows share once per pack")
-    codec: str = Field(default="hermes", description="tool-call format of the rows")
+    share_prefix: bool | Literal["auto"] = Field(
+        default="auto",
+        description="compute a beginning that many rows share once per pack; auto: where rows are in memory and that"
+        " saves a tenth of their tokens",
+    )
     workers: int = Field(default=1, ge=0, le=16, description="threads that prepare the next packs; the order is theirs")
+
+    def encoding(self, objective: ObjectiveConfig, max_tokens: int) -> EncodeConfig:
+        """How the rows of an objective are encoded; `max_tokens` as the model and the packs allow."""
+        own = {name: getattr(self, name) for name in EncodeConfig.model_fields} | {"max_tokens": max_tokens}
+        return EncodeConfig(**own | ({"train_on": "all"} if objective.name == "pretrain" else {}))
 
 
 class MethodConfig(Config):
@@ -165,6 +169,8 @@ class OptimizerConfig(Config):
         return self
 
 
+MOST = 2048
+"""Tokens computed at once that `auto` takes at most."""
 Recompute = Literal["none", "full"] | Annotated[float, Field(ge=0, le=1)]
 
 
@@ -184,6 +190,11 @@ class BatchConfig(Config):
         """Share of the layers, 0 where it was not chosen yet."""
         named = {"none": 0.0, "full": 1.0, "auto": 0.0}
         return named[self.recompute] if isinstance(self.recompute, str) else self.recompute
+
+    @property
+    def usual_micro_tokens(self) -> int:
+        """Tokens at once where nothing but the recipe is looked at."""
+        return self.micro_tokens if isinstance(self.micro_tokens, int) else max(64, min(MOST, self.global_tokens))
 
     @model_validator(mode="after")
     def _enough(self) -> BatchConfig:
@@ -254,18 +265,37 @@ class TrainConfig(Config):
             raise ValueError("run.eval_every has nothing to measure: give data.validation or run.prompts")
         if self.data.validation and self.run.eval_every is None:
             raise ValueError("data.validation is never measured: say run.eval_every")
-        if self.objective.data == "problems":
-            for name, value, plain in (
-                ("batch.global_tokens", self.batch.global_tokens, BatchConfig().global_tokens),
-                ("data.share_prefix", self.data.share_prefix, True),
-                ("data.overlong", self.data.overlong, "drop"),
-                ("data.max_tokens", self.data.max_tokens, 1024),
-            ):
-                if value != plain:
-                    raise ValueError(f"{name} has no effect with {self.objective.name}: leave it out")
+        self._has_effect()
         if self.run.dtype == "float16" and not self.optimizer.master:
             raise ValueError("optimizer.master false needs bfloat16: float16 is too narrow to be rounded at random")
         return self
+
+    def _has_effect(self) -> None:
+        """ValueError for settings of the data that the objective does not look at."""
+        kind = "pretrain" if self.objective.name == "pretrain" else self.objective.data
+        for name in _IDLE.get(kind, ()):
+            section, _, key = name.partition(".")
+            own: Config = getattr(self, section)
+            if getattr(own, key) != type(own).model_fields[key].default:
+                raise ValueError(f"{name} has no effect with {self.objective.name}: leave it out")
+        if kind == "problems":
+            for source in (*self.data.train, *self.data.validation):
+                if source.weight != 1.0 or source.format != "auto":
+                    raise ValueError(f"weight and format of {source.path} have no effect on problems: leave them out")
+        if len({source.title for source in self.data.validation}) < len(self.data.validation):
+            titles = ", ".join(source.title for source in self.data.validation)
+            raise ValueError(f"two validation sources are called alike ({titles}): give one a name")
+
+
+_IDLE = {
+    "pretrain": ("data.train_on",),
+    "pairs": ("data.train_on", "data.overlong_text", "data.end_texts"),
+    "judged": ("data.train_on", "data.overlong_text", "data.end_texts"),
+    "problems": (
+        *("batch.global_tokens", "data.train_on", "data.max_tokens", "data.overlong", "data.overlong_text"),
+        *("data.end_texts", "data.share_prefix"),
+    ),
+}
 
 
 def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> TrainConfig:
@@ -277,12 +307,13 @@ def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> TrainConfig:
 def place_sources(config: TrainConfig, here: Path) -> TrainConfig:
     """The same with data paths that are relative to `here`."""
 
-    def placed(sources: tuple[SourceConfig, ...]) -> tuple[SourceConfig, ...]:
-        return tuple(source.model_copy(update={"path": here / source.path}) for source in sources)
-
     def beside(name: str) -> str:
-        """A path where there is one; names of the catalogue stay."""
+        """A path where there is one; names of the catalogue and of repositories stay."""
         return str(here / name) if name and (here / name).exists() else name
+
+    def placed(sources: tuple[SourceConfig, ...]) -> tuple[SourceConfig, ...]:
+        paths = [str(here / each.path) if each.is_local else beside(each.path) for each in sources]
+        return tuple(each.model_copy(update={"path": path}) for each, path in zip(sources, paths, strict=True))
 
     own = config.model
     new = own.new | {"vocab": beside(str(own.new["vocab"]))} if own.new else {}

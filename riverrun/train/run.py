@@ -1,7 +1,8 @@
 """A recipe from its rows to its result: read, resolve, build, train, write.
 
 out/adapter or out/model    PEFT adapter, or a model folder with tokenizer and template
-out/train.jsonl             a line for each step, evaluation and sample
+out/train.jsonl             what became of the rows; a line for each step, evaluation and sample
+out/bad_rows.jsonl          every record that was set aside, with file, line and reason
 out/resolved.yaml           the recipe without `auto`
 out/result.json             what was done; written last
 out/work                    checkpoints and the stop file while it runs
@@ -12,19 +13,18 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 
-from riverrun.base.artifacts import digest_file, digest_json, write_json, write_text
+from riverrun.base.artifacts import digest_json, write_json, write_text
 from riverrun.base.errors import InputError
 from riverrun.base.memory import resident_memory
 from riverrun.base.progress import Progress
 from riverrun.models.load import Checkpoint
-from riverrun.train.answers import load_answers
 from riverrun.train.build import Trained, build, compute_dtype, model_digest, open_model
 from riverrun.train.duration import Duration
 from riverrun.train.flops import pack_flops
@@ -32,21 +32,21 @@ from riverrun.train.heldout import HeldOutGroups, HeldOutProblems
 from riverrun.train.log import TrainLog
 from riverrun.train.loop import Hooks, LoopConfig, LoopResult, peak_bytes, train
 from riverrun.train.objectives import Objective, WithHead, WithReference
-from riverrun.train.objectives.config import DistillConfig, PolicyConfig
+from riverrun.train.objectives.config import DistillConfig
 from riverrun.train.objectives.rewards import Reward
 from riverrun.train.objectives.rollout import ProblemOrder
 from riverrun.train.policy import PolicyRun, Serve, made_objective, teacher_of
 from riverrun.train.probe import matmul_rate
-from riverrun.train.recipe import TrainConfig
-from riverrun.train.rows import LoadedRows, load_rows
-from riverrun.train.sampler import GroupSampler, PackSampler, Prefetch
+from riverrun.train.recipe import MOST, TrainConfig
+from riverrun.train.rows import LoadedRows, check_rows, load_rows, longest_row
+from riverrun.train.sampler import MixedPackSampler, Prefetch
+from riverrun.train.sampling import Sampler, make_sampler
 from riverrun.train.validate import Validation, continue_greedily
 
 __all__ = ["Resolved", "TrainResult", "identity_of", "prepare", "resolve", "train_recipe"]
 
-MICRO_TOKENS = 2048
 _FREE = {
-    "data": {"validation", "workers"},
+    "data": {"validation", "workers", "bad_rows"},
     "batch": {"recompute"},
     "method": {"cache"},
     "run": {
@@ -84,7 +84,8 @@ class TrainResult:
     seconds: float
     peak_bytes: int
     resumed_from: int
-    dropped: list[tuple[str, str]] = field(default_factory=list)
+    rows: dict[str, Any] = field(default_factory=dict)
+    """What became of the records: those of `data.counts.Counts`, `left_out`, and the same of each validation source."""
 
 
 def resolve(config: TrainConfig, opened: Checkpoint) -> Resolved:
@@ -101,11 +102,9 @@ def resolve(config: TrainConfig, opened: Checkpoint) -> Resolved:
     if config.run.dtype == "auto":
         has = "multiplies" if dtype == torch.bfloat16 else "has no product of"
         notes.append(f"run.dtype {name}: this machine {has} bfloat16")
-    given = config.batch.micro_tokens
-    micro = given if isinstance(given, int) else 0
-    if not micro:
-        micro = max(64, min(MICRO_TOKENS, config.batch.global_tokens))
-        notes.append(f"batch.micro_tokens {micro}: at most {MICRO_TOKENS}, and no more than a step takes")
+    micro = config.batch.usual_micro_tokens
+    if config.batch.micro_tokens == "auto":
+        notes.append(f"batch.micro_tokens {micro}: at most {MOST}, and no more than a step takes")
     rank = 16 if config.method.rank == "auto" else config.method.rank
     done = config.model_copy(
         update={
@@ -117,14 +116,13 @@ def resolve(config: TrainConfig, opened: Checkpoint) -> Resolved:
     return Resolved(done, dtype, micro, tuple(notes))
 
 
-def identity_of(resolved: Resolved, opened: Checkpoint) -> dict[str, Any]:
+def identity_of(resolved: Resolved, opened: Checkpoint, rows: LoadedRows) -> dict[str, Any]:
     """What makes a training this one: digests of model and data, and every key that changes a weight."""
     dump = resolved.config.model_dump(mode="json")
-    sources = dump["data"].pop("train")
     identity: dict[str, Any] = {"model": model_digest(opened, resolved.config.model)}
-    for index, source in enumerate(sources):
-        path = Path(source.pop("path"))
-        identity[f"data.train.{index}"] = digest_json([digest_file(path), source])
+    for index, (source, report) in enumerate(zip(dump["data"].pop("train"), rows.reports, strict=True)):
+        own = {key: value for key, value in source.items() if key not in ("path", "name")}
+        identity[f"data.train.{index}"] = digest_json([report.digest, own])
     del dump["model"]
     if isinstance(resolved.config.objective, DistillConfig):
         identity["objective.teacher"] = teacher_of(resolved.config.objective).digest()
@@ -142,7 +140,7 @@ class Prepared:
     opened: Checkpoint
     resolved: Resolved
     rows: LoadedRows
-    sampler: PackSampler | ProblemOrder
+    sampler: Sampler
 
     @property
     def length(self) -> Duration:
@@ -159,30 +157,29 @@ class Prepared:
         return own.in_steps(self.sampler.steps_in_epoch(0)) if own else None
 
 
-def prepare(config: TrainConfig) -> Prepared:
-    """Open the model, resolve, read the rows; no weight is read."""
+def prepare(config: TrainConfig, *, bad_file: Path | None = None, progress: Progress | None = None) -> Prepared:
+    """Open the model, resolve, read the rows; no weight is read.
+
+    InputError when more rows were set aside than `data.bad_rows` allows: they are then written into `bad_file`.
+    """
     opened = open_model(config.model)
     resolved = resolve(config, opened)
-    own = resolved.config
-    load = load_rows if own.objective.data == "rows" else load_answers
-    rows = load(own, opened, micro_tokens=resolved.micro_tokens)
-    return Prepared(opened, resolved, rows, _sampler(own, rows, resolved.micro_tokens))
-
-
-def _sampler(own: TrainConfig, rows: LoadedRows, micro_tokens: int) -> PackSampler | ProblemOrder:
-    if isinstance(own.objective, PolicyConfig):
-        settings = own.objective
-        return ProblemOrder(rows.problems, settings.rollouts, seed=own.run.seed, iterations=settings.iterations)
-    count = -(-own.batch.global_tokens // micro_tokens)
-    if own.objective.data == "rows":
-        return PackSampler(
-            rows.train,
-            micro_tokens=micro_tokens,
-            packs_per_step=count,
-            seed=own.run.seed,
-            share=own.data.share_prefix,
-        )
-    return GroupSampler(rows.groups, micro_tokens=micro_tokens, packs_per_step=count, seed=own.run.seed)
+    micro_tokens = resolved.micro_tokens
+    rows = load_rows(resolved.config, opened, micro_tokens=micro_tokens, progress=progress)
+    limit = longest_row(config, opened, micro_tokens)
+    check_rows(rows, config, limit, bad_file)
+    notes = [*resolved.notes]
+    if config.objective.data != "problems" and limit[0] < config.data.max_tokens:
+        notes.append(f"rows of at most {limit[0]} tokens: {limit[1]} is less than data.max_tokens")
+    counts = rows.counts
+    if counts.bad:
+        notes.append(f"{counts.records - counts.kept} of {counts.records} records are left out: {counts.told()}")
+    sampler, share, note = make_sampler(resolved.config, rows, micro_tokens)
+    if note:
+        notes.append(note)
+    data = resolved.config.data.model_copy(update={"share_prefix": share})
+    done = replace(resolved, config=resolved.config.model_copy(update={"data": data}), notes=tuple(notes))
+    return Prepared(opened, done, rows, sampler)
 
 
 def train_recipe(
@@ -199,20 +196,22 @@ def train_recipe(
     (`chain.rollouts`); `reward` takes the place of the recipe's. InputError when `out` holds another training.
     """
     progress = progress or Progress("quiet")
-    ready = prepare(config)
+    bad_file = out / "bad_rows.jsonl"
+    ready = prepare(config, bad_file=None if (out / "result.json").is_file() else bad_file, progress=progress)
     own = ready.resolved.config
-    identity = identity_of(ready.resolved, ready.opened)
+    identity = identity_of(ready.resolved, ready.opened, ready.rows)
     if (finished := _finished(out, identity)) is not None:
         return finished
     log = TrainLog(out / "train.jsonl", tensorboard=out / "tensorboard" if own.run.tensorboard else None)
     write_text(out / "resolved.yaml", yaml.safe_dump(own.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+    ready.rows.write_bad(bad_file)
+    log.opening.append(("rows", ready.rows.summary()))
     for note in ready.resolved.notes:
         progress.say(note)
     before = resident_memory()
     trained = build(own, ready.opened, ready.resolved.method, ready.resolved.dtype)
     for name, size in (("process", before), ("model", resident_memory() - before)):
         log.opening.append(("memory", {"name": name, "bytes": size}))
-    log.opening.append(("rows", {"kept": len(ready.rows.train), "left_out": len(ready.rows.dropped)}))
     objective = made_objective(own, ready.opened, trained.model, ready.resolved.dtype)
     parameters = trained.parameters | (objective.parameters() if isinstance(objective, WithHead) else {})
     batches: Prefetch | PolicyRun
@@ -223,7 +222,8 @@ def train_recipe(
     else:
         batches = Prefetch(ready.sampler, own.data.workers)
         if isinstance(objective, WithReference):
-            packs = ready.sampler.epoch_packs(0)
+            assert not isinstance(ready.sampler, MixedPackSampler), "a reference is of pairs or judged answers"
+            packs = ready.sampler.every_pack()
             objective.prepare_reference(packs, out / "work", identity=digest_json(identity), progress=progress)
     try:
         result = train(
@@ -272,7 +272,7 @@ def _hooks(
     held_out: Validation | HeldOutGroups | HeldOutProblems
     if isinstance(batches, PolicyRun):
         held_out = batches.held_out
-    elif ready.rows.groups:
+    elif ready.rows.held_groups:
         held_out = HeldOutGroups(objective, ready.rows.held_groups, micro_tokens=micro_tokens)
     else:
         held_out = Validation(model, tokenizer, ready.rows.validation, micro_tokens=micro_tokens)
@@ -313,7 +313,7 @@ def _close(
         seconds=result.seconds,
         peak_bytes=peak_bytes(),
         resumed_from=result.resumed_from,
-        dropped=ready.rows.dropped,
+        rows=ready.rows.summary(),
     )
     if folder:
         kept = {name: getattr(done, name) for name in TrainResult.__slots__ if name != "folder"}
@@ -332,4 +332,4 @@ def _finished(out: Path, identity: Mapping[str, Any]) -> TrainResult | None:
     if stored.pop("identity") != digest_json(identity):
         raise InputError(f"{out} holds the result of another training: give another --out, or delete it")
     weights = out / stored.pop("weights")
-    return TrainResult(folder=weights, **stored | {"dropped": [tuple(each) for each in stored["dropped"]]})
+    return TrainResult(folder=weights, **stored)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import random
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
 
+import numpy as np
+
+from riverrun.data.order import Mixture
 from riverrun.data.packing import Group, Pack, PackStats, plan_epoch
 from riverrun.data.preferences import cut_groups
+from riverrun.data.rows import ListRows
 from riverrun.data.tokens import TokenRow
 
-__all__ = ["GroupSampler", "PackSampler", "Prefetch"]
+__all__ = ["GroupSampler", "MixedPackSampler", "PackSampler", "Prefetch"]
 
 
 class PackSampler:
@@ -65,18 +68,52 @@ class PackSampler:
         return packs[step * self.packs_per_step : (step + 1) * self.packs_per_step]
 
 
-class GroupSampler(PackSampler):
-    """Steps of packs of whole groups: pairs of answers, judged answers. Order and cut as above."""
+class MixedPackSampler(PackSampler):
+    """Rows of several sources, each seen as often as its weight says, with the beginnings that they share computed
+    once. All rows are held in memory."""
 
-    def __init__(self, groups: Sequence[Group], *, micro_tokens: int, packs_per_step: int, seed: int) -> None:
-        rows = [row for group in groups for row in group.rows]
+    def __init__(self, mixture: Mixture, *, micro_tokens: int, packs_per_step: int, seed: int) -> None:
+        rows = [_as_tuples(mixture.row(index)) for index in range(len(mixture))]
         super().__init__(rows, micro_tokens=micro_tokens, packs_per_step=packs_per_step, seed=seed)
-        self.groups = list(groups)
+        self.mixture = mixture
 
     def _plan(self, epoch: int) -> list[Pack]:
-        order = list(self.groups)
-        random.Random(f"{self.seed}/{epoch}/groups").shuffle(order)
-        return cut_groups(order, self.micro_tokens)
+        rows = [self.rows[index] for index in np.sort(self.mixture.order(epoch)).tolist()]
+        return plan_epoch(rows, micro_tokens=self.micro_tokens, seed=self.seed, epoch=epoch, share=self.share)
+
+
+def _as_tuples(row: TokenRow) -> TokenRow:
+    """A row that may lie in a shard, as one that can be sorted and compared."""
+    if isinstance(row.ids, tuple):
+        return row
+    return TokenRow(row.id, tuple(np.asarray(row.ids).tolist()), tuple(np.asarray(row.learned).tolist()))
+
+
+class GroupSampler(PackSampler):
+    """Steps of packs of whole groups (judged answers) of several sources, each seen as often as its weight says."""
+
+    def __init__(
+        self,
+        sets: Sequence[Sequence[Group]],
+        weights: Sequence[float] = (),
+        *,
+        micro_tokens: int,
+        packs_per_step: int,
+        seed: int,
+    ) -> None:
+        self.groups = [group for groups in sets for group in groups]
+        rows = [row for group in self.groups for row in group.rows]
+        super().__init__(rows, micro_tokens=micro_tokens, packs_per_step=packs_per_step, seed=seed)
+        firsts = [ListRows([group.rows[0] for group in groups]) for groups in sets]
+        self.mixture = Mixture(firsts, weights, seed=seed)
+
+    def _plan(self, epoch: int) -> list[Pack]:
+        return cut_groups([self.groups[index] for index in self.mixture.order(epoch).tolist()], self.micro_tokens)
+
+    def every_pack(self) -> Iterator[Pack]:
+        """Packs in which every group stands once, whatever its source's weight: those of epoch 0 where that is so."""
+        whole = set(self.mixture.weights) == {1.0}
+        yield from self.epoch_packs(0) if whole else cut_groups(self.groups, self.micro_tokens)
 
 
 class _Batches(Protocol):

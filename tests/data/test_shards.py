@@ -20,10 +20,11 @@ from riverrun.base.artifacts import digest_file
 from riverrun.base.errors import ConfigError, InputError, IntegrityError
 from riverrun.base.types import Message
 from riverrun.data import build as build_module
-from riverrun.data.build import build, read_rows, tokenizer_digest
+from riverrun.data.build import build, tokenizer_digest
 from riverrun.data.corpus import RowSource
 from riverrun.data.encoding import EncodeConfig, RowEncoder, check_template
 from riverrun.data.examples import Example
+from riverrun.data.loading import read_rows
 from riverrun.data.shards import Shards
 from riverrun.data.tokens import encode_conversation, encode_text
 from riverrun.models.chat import ChatTemplate
@@ -287,12 +288,12 @@ def test_pairs_and_judged_answers(parts: tuple[Tokenizer, ChatTemplate], tmp_pat
 def test_long_texts_are_split_and_nothing_is_lost(parts: tuple[Tokenizer, ChatTemplate]) -> None:
     tokenizer, _ = parts
     text = "Salt and light and 盐. " * 200
-    encoder = RowEncoder(tokenizer, None, EncodeConfig(max_tokens=50))
+    encoder = RowEncoder(tokenizer, None, EncodeConfig(max_tokens=50, end_texts=False))
     rows = encoder.encode([Example(text=text)])[0].rows  # type: ignore[union-attr]
     whole = encode_text(text, tokenizer=tokenizer)
     assert [i for row in rows for i in row.ids[1:]] == list(whole.ids[1:])
     assert all(len(row.ids) <= 50 and row.ids[0] == whole.ids[0] for row in rows)
-    ended = RowEncoder(tokenizer, None, EncodeConfig(max_tokens=50, end_texts=True))
+    ended = RowEncoder(tokenizer, None, EncodeConfig(max_tokens=50))
     last = ended.encode([Example(text=text)])[0].rows[-1]  # type: ignore[union-attr]
     assert last.ids[-1] == tokenizer.eos_id
 
@@ -303,7 +304,7 @@ def test_texts_longer_than_a_stretch_are_tokenised_as_a_whole(
     tokenizer, _ = parts
     monkeypatch.setattr("riverrun.data.encoding.STRETCH", 5000)
     text = " ".join(f"word{n % 7}s of salt" for n in range(3000))
-    encoder = RowEncoder(tokenizer, None, EncodeConfig(max_tokens=1 << 20))
+    encoder = RowEncoder(tokenizer, None, EncodeConfig(max_tokens=1 << 20, end_texts=False))
     (row,) = encoder.encode([Example(text=text)])[0].rows  # type: ignore[union-attr]
     assert list(row.ids) == list(encode_text(text, tokenizer=tokenizer).ids)
 

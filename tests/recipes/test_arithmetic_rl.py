@@ -9,8 +9,9 @@ from pathlib import Path
 from shutil import copytree
 
 from riverrun.chain.rollouts import PolicyModel
-from riverrun.train.answers import read_problems
+from riverrun.data.corpus import RowSource
 from riverrun.train.objectives.rewards import judge, make_reward
+from riverrun.train.problems import load_problems
 from riverrun.train.recipe import load_recipe
 from riverrun.train.run import train_recipe
 from tests.tiny_model import write_tiny
@@ -25,7 +26,7 @@ def test_unseen_sums_are_unseen_and_every_answer_is_right(tmp_path: Path) -> Non
     for name in ("problems", "held_out"):
         made, kept = ((folder / f"{name}.jsonl").read_bytes() for folder in (tmp_path / "again", RECIPE))
         assert made == kept
-        problems = list(read_problems(RECIPE / f"{name}.jsonl"))
+        problems = load_problems(RowSource(path=str(RECIPE / f"{name}.jsonl"))).problems
         sums = [[int(number) for number in problem.id.split("+")] for problem in problems]
         assert [sum(pair) for pair in sums] == [int(problem.answer) for problem in problems]
         assert all(judge(make_reward("exact_number"), p, f" {p.answer}") == 1.0 for p in problems)

@@ -13,9 +13,9 @@ import torch
 from riverrun.base.config import build_config
 from riverrun.base.errors import ConfigError, InputError, UnsupportedError
 from riverrun.chain.rollouts import PolicyModel
-from riverrun.models.load import load_checkpoint
-from riverrun.train.answers import read_problems
+from riverrun.data.corpus import RowSource
 from riverrun.train.objectives.reward import load_head
+from riverrun.train.problems import load_problems
 from riverrun.train.recipe import TrainConfig
 from riverrun.train.run import TrainResult, prepare, train_recipe
 from tests.tiny_model import write_tiny
@@ -104,12 +104,12 @@ def test_judged_answers_are_learned(home: Path, tmp_path: Path) -> None:
 
 
 def test_pairs_are_measured_on_pairs_that_are_not_learned(home: Path, tmp_path: Path) -> None:
-    data = {"validation": {"path": str(home / "more.jsonl"), "name": "more"}}
+    data = {"validation": {"path": str(home / "more.jsonl"), "name": "more"}, "bad_rows": 1}
     recipe = config(home, "pairs.jsonl", {"name": "dpo"}, data=data, run={"eval_every": "2 steps"}, **PLAIN)
     result = train_recipe(recipe, tmp_path / "out")
-    assert result.dropped == [
-        ("more.jsonl:equal", "row 'equal': chosen and rejected are equal, so nothing is preferred: drop the row")
-    ]
+    assert result.rows["validation"]["more"]["bad"] == {"same_answers": 1}
+    (bad,) = (tmp_path / "out" / "bad_rows.jsonl").read_text().splitlines()
+    assert json.loads(bad)["detail"] == "chosen and rejected are the same"
     lines = [json.loads(line) for line in (tmp_path / "out" / "train.jsonl").read_text().splitlines()]
     measured = [line for line in lines if line["event"] == "eval"]
     assert measured[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
@@ -205,19 +205,31 @@ def test_what_has_no_effect_is_refused(home: Path, tmp_path: Path) -> None:
         config(home, "pairs.jsonl", {"name": "dpoo"})
     with pytest.raises(ConfigError, match="gamma"):
         config(home, "pairs.jsonl", {"name": "dpo", "gamma": 1.0})
-    with pytest.raises(InputError, match=r"talks.jsonl has no row to learn from: chosen must be a text or messages"):
+    other = r"talks\.jsonl holds rows of format 'openai', objective {0} learns from {1}"
+    with pytest.raises(InputError, match=other.format("dpo", "pairs of answers")):
         prepare(config(home, "talks.jsonl", {"name": "dpo"}))
-    with pytest.raises(InputError, match=r"talks.jsonl has no row to learn from: label must be true or false"):
+    with pytest.raises(InputError, match=other.format("kto", "judged answers")):
         prepare(config(home, "talks.jsonl", {"name": "kto"}))
+    with pytest.raises(ConfigError, match=r"weight and format of .*problems\.jsonl have no effect on problems"):
+        config(home, "p", answering("grpo"), data={"train": {"path": str(home / "problems.jsonl"), "weight": 2}})
+    with pytest.raises(ConfigError, match=r"data\.train_on has no effect with dpo"):
+        config(home, "pairs.jsonl", {"name": "dpo"}, data={"train_on": "last"})
 
 
 def test_problems_are_read_as_they_are_asked(home: Path, tmp_path: Path) -> None:
     path = tmp_path / "problems.jsonl"
     path.write_text('{"question": "2 + 2?", "answer": 4}\n{"prompt": "2 + 2 =", "answer": "4", "id": "raw"}\n')
-    asked, raw = read_problems(path, system="Be short.")
+    asked, raw = load_problems(RowSource(path=str(path)), system="Be short.").problems
     assert [message.text for message in asked.messages] == ["Be short.", "2 + 2?"]
-    assert (asked.id, asked.answer, raw.id, raw.prompt, raw.messages) == ("1", "4", "raw", "2 + 2 =", ())
-    path.write_text('{"question": "a", "prompt": "b"}\n')
-    with pytest.raises(InputError, match=r"line 1: a problem has one of question, messages and prompt"):
-        list(read_problems(path))
-    assert load_checkpoint(home / "m").tokenizer.vocab_size == 320
+    assert (asked.id, asked.answer) == ("problems.jsonl:1", "4")
+    assert (raw.id, raw.prompt, raw.messages) == ("raw", "2 + 2 =", ())
+    path.write_text('[{"q": "a", "answer": 1}, {"question": "a", "prompt": "b"}, 3, {"question": "a", "image": "b"}]')
+    found = load_problems(RowSource(path=str(path.rename(tmp_path / "p.json")), columns={"question": "q"}))
+    assert [each.id for each in found.problems] == ["p.json:1"]
+    assert found.problems[0].data == {"q": "a"}
+    told = [(bad["line"], bad["reason"], bad["detail"]) for bad in found.report.bad_lines()]
+    assert [each[:2] for each in told] == [(2, "not_this_format"), (3, "not_this_format"), (4, "image")]
+    assert told[0][2].startswith("a problem has one of question, messages and prompt, this one has ['question', 'prom")
+    with pytest.raises(InputError, match=r"3 rows cannot be used, 1 % of 4 are allowed"):
+        prepare(config(home, "p", answering("grpo"), data={"train": {"path": str(tmp_path / "p.json"),
+                "columns": {"question": "q"}}}))  # fmt: skip

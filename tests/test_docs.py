@@ -22,6 +22,7 @@ from riverrun.base.progress import Progress
 from riverrun.chain.run import run_app
 from riverrun.chain.spec import load_app
 from riverrun.cli.main import app
+from riverrun.train.recipe import load_recipe
 from tests.chain.doubles import PARTS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -185,9 +186,9 @@ GARDEN = {
 
 
 def make_garden(folder: Path) -> None:
-    """The files that the READMEs' own application speaks of, next to their two YAML blocks."""
+    """The files that the READMEs' own application speaks of, next to their first two YAML blocks."""
     folder.mkdir()
-    for name, text in zip(("app.yaml", "intents.yaml"), blocks(READMES[0], "yaml"), strict=True):
+    for name, text in zip(("app.yaml", "intents.yaml"), blocks(READMES[0], "yaml")[:2], strict=True):
         (folder / name).write_text(text.text, encoding="utf-8")
     (folder / "pages").mkdir()
     for name, text in GARDEN.items():
@@ -218,3 +219,11 @@ def test_the_application_of_the_readme_runs(tmp_path: Path) -> None:
     assert (out / "report" / "index.html").is_file()
     schema = yaml.safe_load((folder / "app.yaml").read_text(encoding="utf-8"))["database"]
     assert schema["deny_columns"] == ["email"]
+
+
+def test_the_training_recipe_of_the_readme_is_read(tmp_path: Path) -> None:
+    text = blocks(READMES[0], "yaml")[2].text
+    (tmp_path / "my.yaml").write_text(text, encoding="utf-8")
+    config = load_recipe(tmp_path / "my.yaml", ("run.length=200 steps",))
+    assert (config.method.name, config.run.length.unit) == ("lora", "steps")
+    assert "smollm2-135m-instruct" in config.model.path

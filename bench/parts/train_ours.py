@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 
+from bench.parts.train_rows import first_loss
 from riverrun.base.artifacts import write_json, write_text
 from riverrun.base.progress import Progress
-from riverrun.data.packing import Pack
 from riverrun.data.tokens import TokenRow
 from riverrun.models.io.adapter import add_adapters
 from riverrun.models.load import load_checkpoint, load_model
@@ -74,18 +74,6 @@ def _model(model: Path, config: FinetuneConfig) -> CausalLM:
     return lm
 
 
-def _first_loss(lm: CausalLM, rows: Sequence[TokenRow]) -> float:
-    """Mean loss over the labels of `rows` before training, row by row; compiles what the first products compile."""
-    total, objective = 0.0, Supervised(lm)
-    for row in rows:
-        loss = objective(Pack.of((row,))).total
-        loss.backward()  # type: ignore[no-untyped-call]
-        total += float(loss.detach())
-    for parameter in lm.parameters():
-        parameter.grad = None
-    return total / sum(row.label_tokens for row in rows)
-
-
 def measure(job: Mapping[str, Any]) -> dict[str, Any]:
     """Train the first `row_tokens` of the plan, or write their rows."""
     config = FinetuneConfig(**job["settings"])
@@ -99,7 +87,7 @@ def measure(job: Mapping[str, Any]) -> dict[str, Any]:
         sampler = _sampler(rows, config, share=False)
         steps = sampler.steps_in_epoch(0)
     lm = _model(Path(job["model"]), config)
-    first_loss = _first_loss(lm, rows[: job["first_rows"]])
+    begin = first_loss(lm, rows[: job["first_rows"]])
     settings = {key: getattr(config, key) for key in ("learning_rate", "schedule", "clip_norm", "weight_decay")}
     loop = LoopConfig(
         length=Duration(steps, "steps"),
@@ -123,7 +111,7 @@ def measure(job: Mapping[str, Any]) -> dict[str, Any]:
         "label_tokens": result.label_tokens,
         "computed_tokens": result.computed_tokens,
         "steps": steps,
-        "first_loss": first_loss,
+        "first_loss": begin,
         "losses": [row["loss"] for row in result.losses],
     }
 

@@ -31,7 +31,7 @@ from riverrun.train.objectives.supervised import Supervised
 from riverrun.train.recipe import OptimizerConfig
 from riverrun.train.sampler import PackSampler
 
-__all__ = ["losses", "measure", "read_rows", "start"]
+__all__ = ["first_loss", "losses", "measure", "read_rows", "start"]
 
 BETAS = (0.9, 0.99)
 
@@ -56,7 +56,7 @@ def _model(job: dict[str, Any], dtype: torch.dtype) -> CausalLM:
     return lm
 
 
-def _first_loss(lm: CausalLM, rows: Sequence[TokenRow]) -> float:
+def first_loss(lm: CausalLM, rows: Sequence[TokenRow]) -> float:
     """Mean loss over the labels of `rows` before training, row by row; compiles what the first products compile."""
     total, objective = 0.0, Supervised(lm)
     for row in rows:
@@ -102,7 +102,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     )
     lm = _model(job, dtype)
     before = _rates(lm, sampler, job, dtype)
-    first_loss = _first_loss(lm, rows[: job["first_rows"]])
+    begin = first_loss(lm, rows[: job["first_rows"]])
     result = _run(lm, sampler, sampler.steps_in_epoch(0), job)
     return {
         "seconds": result.seconds,
@@ -110,7 +110,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
         "label_tokens": result.label_tokens,
         "computed_tokens": result.computed_tokens,
         "steps": len(result.losses),
-        "first_loss": first_loss,
+        "first_loss": begin,
         "losses": [row["loss"] for row in result.losses],
         "dtype": str(dtype).removeprefix("torch."),
         **_products(lm, sampler, job, before, _rates(lm, sampler, job, dtype)),

@@ -13,14 +13,24 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from riverrun.base import errors
 from riverrun.base.errors import RiverrunError
 from riverrun.chain.stage import Context
 
-__all__ = ["die_with_parent", "peak_memory", "raise_error", "reset_peak_memory", "run_isolated", "show_error"]
+__all__ = [
+    "die_with_parent",
+    "peak_memory",
+    "raise_ended",
+    "raise_error",
+    "reset_peak_memory",
+    "run_isolated",
+    "run_module",
+    "show_error",
+]
 
 PR_SET_PDEATHSIG = 1
 _STATUS = Path("/proc/self/status")
@@ -78,16 +88,15 @@ def raise_error(value: dict[str, Any]) -> None:
     raise RiverrunError(f"{value['kind']}: {value['text']}")
 
 
-def run_isolated(ctx: Context, stage: str, mode: str, *, keep_open: int) -> dict[str, Any]:
-    """Run one stage in a child; returns its packed result. `keep_open` (the lock) stays held while the child lives."""
-    job = {"context": ctx.to_json(), "stage": stage, "mode": mode, "parent": os.getpid()}
+def run_module(module: str, job: dict[str, Any], *, keep_open: Sequence[int] = ()) -> tuple[bytes, int]:
+    """(what it wrote, exit code) of `python -m MODULE`, given `job` as JSON; it ends where this one is stopped."""
     path = os.pathsep.join([part or os.getcwd() for part in sys.path])
     child = subprocess.Popen(
-        [sys.executable, "-m", "riverrun.chain.worker"],
+        [sys.executable, "-m", module],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": path},
-        pass_fds=(keep_open,),
+        pass_fds=keep_open,
     )
     try:
         out, _ = child.communicate(json.dumps(job).encode())
@@ -99,13 +108,24 @@ def run_isolated(ctx: Context, stage: str, mode: str, *, keep_open: int) -> dict
             child.kill()
             child.wait()
         raise
+    return out, child.returncode
+
+
+def raise_ended(what: str, code: int, hint: str = "") -> NoReturn:
+    """Say how the process of `what` ended; its interruption is ours."""
+    if code in (-signal.SIGINT, 130):
+        raise KeyboardInterrupt
+    cause = f"was ended by signal {-code}" if code < 0 else f"ended with code {code}"
+    raise RiverrunError(f"the process of {what} {cause}{hint}: run again to continue")
+
+
+def run_isolated(ctx: Context, stage: str, mode: str, *, keep_open: int) -> dict[str, Any]:
+    """Run one stage in a child; returns its packed result. `keep_open` (the lock) stays held while the child lives."""
+    job = {"context": ctx.to_json(), "stage": stage, "mode": mode, "parent": os.getpid()}
+    out, code = run_module("riverrun.chain.worker", job, keep_open=(keep_open,))
     if not out:
-        code = child.returncode
-        if code in (-signal.SIGINT, 130):
-            raise KeyboardInterrupt
-        cause = f"was ended by signal {-code}" if code < 0 else f"ended with code {code}"
         hint = " (out of memory? give memory_gb and smaller finetune.micro_tokens)" if code == -signal.SIGKILL else ""
-        raise RiverrunError(f"the process of stage '{stage}' {cause}{hint}: run again to continue")
+        raise_ended(f"stage '{stage}'", code, hint)
     outcome: dict[str, Any] = json.loads(out)
     if "error" in outcome:
         if "trace" in outcome and os.environ.get("RIVERRUN_DEBUG"):

@@ -16,7 +16,16 @@ from torch.nn.functional import pad
 from riverrun.models import native
 from riverrun.models.products import times, times_back
 
-__all__ = ["CHUNK_BYTES", "Head", "bound_logits", "chunk_rows", "linear_cross_entropy", "token_logprobs"]
+__all__ = [
+    "CHUNK_BYTES",
+    "Head",
+    "bound_logits",
+    "chunk_rows",
+    "head_back",
+    "head_logits",
+    "linear_cross_entropy",
+    "token_logprobs",
+]
 
 CHUNK_BYTES = 192 << 20
 STEP = 64
@@ -61,7 +70,8 @@ class _Room:
 _room = _Room()
 
 
-def _logits(rows: Tensor, head: Tensor | Head) -> Tensor:
+def head_logits(rows: Tensor, head: Tensor | Head) -> Tensor:
+    """rows [c, E] -> logits [c, V], in memory that the next call uses again."""
     out = _room.take(rows, head.shape[0])
     if isinstance(head, Tensor):
         return times(rows, head, out)
@@ -70,7 +80,7 @@ def _logits(rows: Tensor, head: Tensor | Head) -> Tensor:
     return out
 
 
-def _back(d_logits: Tensor, head: Tensor | Head) -> Tensor:
+def head_back(d_logits: Tensor, head: Tensor | Head) -> Tensor:
     """[c, V] -> gradient of the rows [c, E]."""
     if isinstance(head, Tensor):
         return times_back(d_logits, head)
@@ -112,7 +122,7 @@ def _chunks(hidden: Tensor, head: Tensor | Head) -> Iterator[tuple[slice, int, T
         rows = hidden[start : start + size]
         count = rows.shape[0]
         padded = pad(rows, (0, 0, 0, -count % STEP))
-        yield slice(start, start + count), count, padded, _logits(padded, head)
+        yield slice(start, start + count), count, padded, head_logits(padded, head)
 
 
 class _HeadGradient:
@@ -147,7 +157,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             d_head = _HeadGradient(head, _chunk_count(hidden, head))
         for where, count, rows, logits in _chunks(hidden, head):
             total += _cross_entropy(logits, targets[where], None, count).sum(dtype=torch.float64)
-            grads[where] = _back(logits, head)[:count]
+            grads[where] = head_back(logits, head)[:count]
             if d_head is not None:
                 d_head.add(logits, rows)
         ctx.save_for_backward(grads, d_head.taken() if d_head is not None else None)
@@ -181,7 +191,7 @@ class _TokenLogprobs(torch.autograd.Function):
             d_head = _HeadGradient(tensor, _chunk_count(hidden, tensor))
         for where, count, rows, logits in _chunks(hidden, head):
             _cross_entropy(logits, targets[where], -upstream[0][where].contiguous(), count)
-            grads[where] = _back(logits, head)[:count]
+            grads[where] = head_back(logits, head)[:count]
             if d_head is not None:
                 d_head.add(logits, rows)
         return grads, None if d_head is None else d_head.taken(), None

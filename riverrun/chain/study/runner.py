@@ -11,18 +11,15 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from riverrun.base.artifacts import write_json
-from riverrun.base.errors import InputError, RiverrunError
+from riverrun.base.errors import InputError
 from riverrun.base.progress import Progress
-from riverrun.chain.process import peak_memory, raise_error, reset_peak_memory
+from riverrun.chain.process import peak_memory, raise_ended, raise_error, reset_peak_memory, run_module
 from riverrun.chain.stage import read_json
 from riverrun.chain.study.study import Cell, Outcome, Study, cell_key, load_study
 
@@ -117,28 +114,8 @@ def _minutes(seconds: float) -> str:
 def _in_child(recipe: Path, overrides: Sequence[str], cell: Cell, out: Path, mode: str) -> None:
     """Run one cell in a child; its error is raised here."""
     job = {"recipe": str(recipe), "overrides": list(overrides), "cell": cell.name, "out": str(out), "mode": mode}
-    path = os.pathsep.join([part or os.getcwd() for part in sys.path])
-    child = subprocess.Popen(
-        [sys.executable, "-m", "riverrun.chain.study.worker"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": path},
-    )
-    try:
-        said, _ = child.communicate(json.dumps(job | {"parent": os.getpid()}).encode())
-    except BaseException:
-        child.send_signal(signal.SIGINT)
-        try:
-            child.wait(10)
-        except subprocess.TimeoutExpired:
-            child.kill()
-            child.wait()
-        raise
+    said, code = run_module("riverrun.chain.study.worker", job | {"parent": os.getpid()})
     if said:
         raise_error(json.loads(said))
-    if child.returncode:
-        code = child.returncode
-        if code in (-signal.SIGINT, 130):
-            raise KeyboardInterrupt
-        cause = f"was ended by signal {-code}" if code < 0 else f"ended with code {code}"
-        raise RiverrunError(f"the process of cell '{cell.name}' {cause}: run again to continue")
+    if code:
+        raise_ended(f"cell '{cell.name}'", code)

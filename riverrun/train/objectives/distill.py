@@ -14,7 +14,7 @@ from torch import Tensor
 from riverrun.base.errors import ConfigError
 from riverrun.data.packing import Pack
 from riverrun.models.transformer import CausalLM
-from riverrun.train.loss import Head, _back, _logits
+from riverrun.train.loss import Head, head_back, head_logits
 from riverrun.train.objectives import Loss, formulas
 from riverrun.train.objectives.config import DistillConfig
 from riverrun.train.objectives.supervised import hidden_states, label_rows
@@ -45,9 +45,9 @@ class _LinearDivergence(torch.autograd.Function):
         for start in range(0, hidden.shape[0], CHUNK):
             chosen = slice(start, start + CHUNK)
             rows = hidden[chosen]
-            guide = _logits(teacher_hidden[chosen], teacher_head).to(wide) / config.temperature
+            guide = head_logits(teacher_hidden[chosen], teacher_head).to(wide) / config.temperature
             teacher = torch.log_softmax(guide, dim=1)
-            formed = _logits(rows, head).detach()
+            formed = head_logits(rows, head).detach()
             with torch.enable_grad():
                 logits = formed.to(wide).requires_grad_()
                 student = torch.log_softmax(logits / config.temperature, dim=1)
@@ -59,7 +59,7 @@ class _LinearDivergence(torch.autograd.Function):
                 (d_logits,) = torch.autograd.grad(total, logits)
             soft += diverged.detach()
             hard += plain.detach()
-            grads[chosen] = _back(d_logits.to(hidden.dtype), head)
+            grads[chosen] = head_back(d_logits.to(hidden.dtype), head)
             if d_head is not None:
                 d_head += d_logits.T @ rows.to(wide)
         ctx.save_for_backward(grads, d_head)

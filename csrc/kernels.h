@@ -15,6 +15,31 @@ struct AttentionShape {
     float scale;
 };
 
+// `rows` query tokens (row_tokens[rows_at ...]) and `keys` places from position `first` on, in the blocks of
+// tables[table_at ...].
+struct Span {
+    int64_t rows_at, rows, table_at, first, keys;
+};
+
+struct PagedShape {
+    int64_t heads, kv_heads, dim, row, block;  // row: elements between two tokens of q; block: tokens of a block
+    int64_t window;                            // keys that a query sees at most, itself included; 0: all
+    float scale;
+};
+
+// A cache of blocks [blocks, kv_heads, block, dim] of q's type, or with scales of 8-bit codes: code * step + least,
+// (step, least) in half precision [blocks, kv_heads, block, 2]. state: [rows of all spans, heads, dim + 2] floats.
+// parts[parts_at[t] ... parts_at[t + 1]]: rows of spans whose query is token t, by position of their keys.
+struct Paged {
+    const void *q, *keys, *values;
+    const uint16_t *key_scales, *value_scales;
+    void* out;
+    const Span* span;
+    int64_t spans, tokens;
+    const int64_t *row_tokens, *positions, *tables, *parts_at, *parts;
+    float* state;
+};
+
 struct Kernels {
     int level;
     void (*norm_forward)(int dtype, const void* x, const void* add, const void* weight, void* sum, void* out,
@@ -40,6 +65,7 @@ struct Kernels {
                       float* m_scales, uint8_t* v_codes, float* v_scales, const float* m_table, const float* v_table,
                       int64_t size, float rate, float beta1, float beta2, float eps, float decay, float correction1,
                       float correction2, float grad_scale);
+    void (*attention_paged)(int dtype, const Paged* paged, PagedShape shape);
 };
 
 namespace plain { extern const Kernels kernels; }

@@ -7,6 +7,8 @@
     │   ├── UnsupportedError    an option or content part this component does not have (named in the text)
     │   ├── CapacityError       it does not fit (memory, context, queue)
     │   └── MissingDependency   an optional package is not installed; the text holds the pip line
+    ├── BusyError               more requests wait than may: ask again later
+    ├── LateError               a request was given up at its own time limit
     ├── GateError (exit 3)      a stage ended, its figure missed its bar: figure, bar, advice
     └── ToolError (exit 1)      a tool refused or failed; agents feed it back to the model
 
@@ -19,11 +21,13 @@ import difflib
 from collections.abc import Iterable
 
 __all__ = [
+    "BusyError",
     "CapacityError",
     "ConfigError",
     "GateError",
     "InputError",
     "IntegrityError",
+    "LateError",
     "MissingDependency",
     "RiverrunError",
     "ToolError",
@@ -62,6 +66,14 @@ class CapacityError(InputError):
 
 class MissingDependency(InputError):
     """An optional package is needed and not installed."""
+
+
+class BusyError(RiverrunError):
+    """There is no room in the queue now; the same request may be taken later."""
+
+
+class LateError(RiverrunError):
+    """A request took longer than it was given."""
 
 
 class GateError(RiverrunError):

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
-from riverrun.base.types import FinishReason, Message, SamplingParams, ToolCall, ToolSpec, Usage
+from riverrun.base.types import FinishReason, Message, SamplingParams, TokenLogprob, ToolCall, ToolSpec, Usage
 
 __all__ = [
     "Completion",
@@ -40,13 +40,18 @@ class ModelInfo:
 class Request:
     """One generation. Either `messages` (rendered by the model's template, with `tools`) or a raw `prompt`.
 
-    For an agent, `tools` must be empty: it brings its own.
+    For an agent, `tools` must be empty: it brings its own. `key`: whose request it is (requests of one key wait for one
+    another, keys take turns); `adapter`: the adapter it wants, of those that are loaded; `timeout_seconds`: after so long
+    it is given up (0: never).
     """
 
     messages: tuple[Message, ...] = ()
     prompt: str = ""
     tools: tuple[ToolSpec, ...] = ()
     params: SamplingParams = field(default_factory=SamplingParams)
+    key: str = ""
+    adapter: str = ""
+    timeout_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +60,8 @@ class Completion:
 
     `steps` is what an agent did on the way, one mapping per tool call:
     {"tool", "arguments", "content", "data", "is_error"}; empty for a plain model. `unread` counts the tool calls of an
-    agent's model that could not be read.
+    agent's model that could not be read. `logprobs`: of every token of the answer, `prompt_logprobs`: of every token of
+    the prompt but its first, where the parameters asked for them.
     """
 
     message: Message
@@ -64,6 +70,8 @@ class Completion:
     raw: str = ""
     steps: tuple[Mapping[str, Any], ...] = ()
     unread: int = 0
+    logprobs: tuple[TokenLogprob, ...] = ()
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +86,7 @@ class Delta:
     tool_calls: tuple[ToolCall, ...] = ()
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ __all__ = [
     "Role",
     "SamplingParams",
     "Text",
+    "TokenLogprob",
     "ToolCall",
     "ToolResult",
     "ToolSpec",
@@ -274,11 +275,29 @@ class Guide:
     value: str
 
 
+_BOUNDS = (
+    ("temperature", 0.0, 2.0),
+    ("min_p", 0.0, 1.0),
+    ("presence_penalty", -2.0, 2.0),
+    ("frequency_penalty", -2.0, 2.0),
+    ("logprobs", 0, 20),
+    ("prompt_logprobs", 0, 20),
+)
+
+
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
     """How to choose tokens. temperature 0 is greedy; top_k 0 and top_p 1 switch those off.
 
     A field that a model does not honour is refused by name (UnsupportedError), never ignored.
+
+    min_p: least share of the most likely token's probability. repetition_penalty: of every token of prompt and answer
+    (arXiv:1909.05858); presence_penalty, frequency_penalty: of tokens of the answer, once and for each time (OpenAI).
+    no_repeat_ngram: no run of so many tokens comes twice. logit_bias: token id -> what is added to its logit, -100
+    forbids it. bad_words: texts that never come. stop_ids: tokens that end the answer and are no part of it.
+    min_tokens: no end before so many. ignore_end: the model's own end tokens do not end the answer. logprobs,
+    prompt_logprobs: so many of the most likely tokens with their log-probabilities beside each token of the answer,
+    of the prompt (None: not at all), before anything above changes them.
     """
 
     max_tokens: int = 256
@@ -288,18 +307,60 @@ class SamplingParams:
     stop: tuple[str, ...] = ()
     seed: int | None = None
     guide: Guide | None = None
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    no_repeat_ngram: int = 0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    bad_words: tuple[str, ...] = ()
+    stop_ids: tuple[int, ...] = ()
+    min_tokens: int = 0
+    ignore_end: bool = False
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
             raise InputError(f"max_tokens must be at least 1, got {self.max_tokens}")
-        if not 0.0 <= self.temperature <= 2.0:
-            raise InputError(f"temperature must be between 0 and 2, got {self.temperature}")
+        for name, least, most in _BOUNDS:
+            value = getattr(self, name)
+            if value is not None and not least <= value <= most:
+                raise InputError(f"{name} must be between {least:g} and {most:g}, got {value}")
         if not 0.0 < self.top_p <= 1.0:
             raise InputError(f"top_p must be above 0 and at most 1, got {self.top_p}")
-        if self.top_k < 0:
-            raise InputError(f"top_k must be 0 (off) or more, got {self.top_k}")
-        if any(not stop for stop in self.stop):
-            raise InputError("a stop string must not be empty")
+        if not 0.0 < self.repetition_penalty <= 10.0:
+            raise InputError(f"repetition_penalty must be above 0 and at most 10, got {self.repetition_penalty}")
+        for name in ("top_k", "no_repeat_ngram", "min_tokens"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name} must be 0 (off) or more, got {getattr(self, name)}")
+        if self.min_tokens > self.max_tokens:
+            raise InputError(f"min_tokens {self.min_tokens} is more than max_tokens {self.max_tokens}")
+        for name in ("stop", "bad_words"):
+            if any(not text for text in getattr(self, name)):
+                raise InputError(f"a text of {name} must not be empty")
+        for token, bias in self.logit_bias.items():
+            if not -100.0 <= bias <= 100.0:
+                raise InputError(f"logit_bias of token {token} must be between -100 and 100, got {bias}")
+
+    @property
+    def plain(self) -> bool:
+        """Whether the logits are taken as they come: nothing is forbidden, favoured or counted."""
+        return self == SamplingParams(
+            max_tokens=self.max_tokens, temperature=self.temperature, top_p=self.top_p, top_k=self.top_k,
+            stop=self.stop, seed=self.seed, min_p=self.min_p, stop_ids=self.stop_ids, ignore_end=self.ignore_end,
+            logprobs=self.logprobs, prompt_logprobs=self.prompt_logprobs,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A token, the bytes it stands for, its natural-log probability, and the likeliest tokens in its place."""
+
+    id: int
+    piece: bytes
+    logprob: float
+    top: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from torch import Tensor
 from riverrun.models.attention import additive, grouped_attention, prefixed_attention, visible
 from riverrun.models.config import ModelConfig
 
-__all__ = ["SlotAttend", "SlotCache"]
+__all__ = ["SlotAttend", "SlotCache", "reserved"]
 
 
 class SlotCache:
@@ -25,8 +25,8 @@ class SlotCache:
 
     def __init__(self, config: ModelConfig, slots: int, context: int, dtype: torch.dtype) -> None:
         shape = (slots, config.num_key_value_heads, context, config.head_dim)
-        self.keys = [_reserved(shape, dtype) for _ in range(config.num_hidden_layers)]
-        self.values = [_reserved(shape, dtype) for _ in range(config.num_hidden_layers)]
+        self.keys = [reserved(shape, dtype) for _ in range(config.num_hidden_layers)]
+        self.values = [reserved(shape, dtype) for _ in range(config.num_hidden_layers)]
         self.lengths = [0] * slots
         self.context, self.dtype, self.windows = context, dtype, config.windows
 
@@ -45,7 +45,7 @@ class SlotCache:
         return self.keys[layer][slot, :, :count], self.values[layer][slot, :, :count]
 
 
-def _reserved(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+def reserved(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """Zeros that take no memory until they are written: fresh pages of the system, small ones.
 
     Not `torch.empty`: a masked place has weight 0, and 0 times what some earlier owner left there may be NaN. Not

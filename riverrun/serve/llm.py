@@ -1,42 +1,46 @@
-"""LLM: a checkpoint as a LanguageModel. One thread owns the engine; any number of threads may ask.
+"""LLM: a checkpoint as a LanguageModel. Lists in, lists out; any number of threads may ask, one loop answers.
 
-Continuous batching: every turn of the loop admits waiting prompts into free slots (sharing the longest beginning that
-any slot holds), computes their prompts, and decodes one token for every running sequence. Guided decoding
-(`SamplingParams.guide`) is refused by name.
+    with LLM(path) as model:
+        model.chat("Which books about maps do you have?")
+        model.generate([Request(prompt="The sea"), Request(messages=(Message.of("user", "Hello"),))])
+
+What requests share is computed once: the blocks of keys and values are found by their content, whoever computed them.
 """
 
 from __future__ import annotations
 
+import asyncio
 import queue
-import threading
-from collections import deque
-from collections.abc import Callable, Generator, Iterator
-from collections.abc import Sequence as Seq
-from concurrent.futures import Future
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence as Seq
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from riverrun.base.errors import CapacityError, InputError, RiverrunError, UnsupportedError
+from riverrun.base.errors import CapacityError, InputError, RiverrunError, UnsupportedError, nearest
+from riverrun.base.memory import free_memory
 from riverrun.base.optional import require
 from riverrun.base.protocols import Completion, Delta, ModelInfo, Request, Score
-from riverrun.base.types import FinishReason, Message, Text, ToolCall, Usage
+from riverrun.base.types import Message, SamplingParams
 from riverrun.models.load import load_checkpoint
+from riverrun.serve.blocks import root
 from riverrun.serve.engine import Engine
-from riverrun.serve.request import Sequence
-from riverrun.serve.sampler import choose, generator
-from riverrun.serve.slots import SlotTable, common_prefix
+from riverrun.serve.loop import Loop, Observer
+from riverrun.serve.pace import Pace
+from riverrun.serve.request import Sequence, Wanted
+from riverrun.serve.sampler import Sampler
 from riverrun.serve.stream import TextStream
-from riverrun.wire.codec import Parsed, get_codec
+from riverrun.serve.text import Texts
+from riverrun.wire.codec import get_codec
 
 __all__ = ["LLM"]
 
-# Prompt tokens computed in one turn of the loop: bounds how long running sequences wait.
-PREFILL_TOKENS = 1024
-# A prompt waits a turn when one admitted in this turn will give it so many more tokens than any slot has.
-WORTH_WAITING = 32
+CACHE_SHARE = 0.25
+"""Of the free memory, for keys and values, unless `cache_gb` says how much."""
+Pooling = Literal["mean", "last"]
 
 
 class LLM:
@@ -47,23 +51,40 @@ class LLM:
         path: Path,
         *,
         adapter: Path | None = None,
+        adapters: Mapping[str, Path] | None = None,
         name: str = "",
         threads: int = 0,
         slots: int = 32,
         context: int = 0,
-        dtype: Literal["auto", "bfloat16", "float32"] = "auto",
+        dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto",
+        kv: Literal["model", "int8"] = "model",
+        cache_gb: float = 0.0,
+        waiting: int = 0,
+        step_seconds: float = 0.1,
         codec: str = "hermes",
         engine: Engine | None = None,
+        observer: Observer | None = None,
     ) -> None:
-        """`context` 0 takes the model's own length, at most 4096 tokens a slot; `engine` replaces the torch engine."""
+        """`context` 0 takes the model's own length, at most 4096 tokens.
+
+        `adapter` is merged into the weights, `adapters` are asked for by name. `slots`: requests that run at once;
+        `waiting`: those that may wait beside them (0: any number). `kv`: how keys and values are kept. `step_seconds`:
+        a prompt is computed in pieces so small that running answers wait about so long for their next token.
+        `engine` replaces the torch engine.
+        """
         self._opened = load_checkpoint(Path(path), adapter=adapter)
-        self._tokenizer, self._template, self._codec = self._opened.tokenizer, self._opened.template, get_codec(codec)
         longest = self._opened.config.longest
         if longest is not None and context > longest:
             raise CapacityError(f"context {context} is more than the model's {longest}: choose at most {longest}")
         self._context = context or min(longest or 4096, 4096)
-        digest = self._opened.digest()
-        self._info = ModelInfo(name or Path(path).stem, digest, self._context, self._template.sha256)
+        shown = name or Path(path).stem
+        tokenizer, template = self._opened.tokenizer, self._opened.template
+        self._texts = Texts(tokenizer, template, get_codec(codec), shown, self._context)
+        self._info = ModelInfo(shown, self._opened.digest(), self._context, template.sha256)
+        self._adapters: dict[str, str] = {}
+        self._generation = 0
+        self.on_answer: Callable[[], None] | None = None
+        """Called in the asking thread for each finished answer of `generate` (in order) and each `score`: progress."""
 
         def open_engine() -> Engine:
             if engine is not None:
@@ -71,22 +92,34 @@ class LLM:
             require("torch", extra="serve")
             from riverrun.serve.engines.torch import TorchEngine
 
-            return TorchEngine.open(self._opened, slots=slots, context=self._context, threads=threads, dtype=dtype)
+            room = partial(self._cache_tokens, slots, cache_gb)
+            return TorchEngine.open(self._opened, tokens=room, threads=threads, dtype=dtype, kv=kv)
 
-        self._waiting: deque[Sequence] = deque()
-        self._running: list[Sequence] = []
-        self._jobs: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
-        self._watch: dict[Sequence, TextStream] = {}
-        self._random: dict[Sequence, np.random.Generator] = {}
-        self.on_answer: Callable[[], None] | None = None
-        """Called in the asking thread for each finished answer of `generate` (in order) and each `score`: progress."""
-        self._wake = threading.Condition()
-        self._closed = False
-        opened: Future[Engine] = Future()
-        task = (open_engine, opened)
-        self._thread = threading.Thread(target=self._serve, args=task, name="riverrun-llm", daemon=True)
-        self._thread.start()
-        opened.result()
+        self._loop = Loop(
+            open_engine,
+            name=shown,
+            ends=frozenset(tokenizer.end_ids),
+            running=slots,
+            waiting=waiting,
+            pace=Pace(step_seconds),
+            stop_of=self._stopped,
+            observer=observer,
+        )
+        for key, folder in (adapters or {}).items():
+            self.load_adapter(key, folder)
+
+    def _cache_tokens(self, slots: int, cache_gb: float, bytes_per_token: int) -> int:
+        """Tokens that the cache has room for."""
+        wanted = slots * self._context
+        given = cache_gb * 1e9 or CACHE_SHARE * (free_memory() or wanted * bytes_per_token / CACHE_SHARE)
+        fits = int(given / bytes_per_token)
+        if fits < self._context:
+            raise CapacityError(
+                f"keys and values of one context of {self._context} tokens take "
+                f"{self._context * bytes_per_token / 1e9:.2f} GB, the cache has {given / 1e9:.2f} GB: choose a shorter "
+                "context, kv int8 or a larger cache_gb"
+            )
+        return min(wanted, fits)
 
     # ---- asking -------------------------------------------------------------------------------------------------
 
@@ -94,59 +127,187 @@ class LLM:
     def info(self) -> ModelInfo:
         return self._info
 
+    @property
+    def loop(self) -> Loop:
+        """The loop behind this model: its scheduler's and pool's counts may be read at any time."""
+        return self._loop
+
     def generate(self, requests: Seq[Request]) -> list[Completion]:
         """Answer all requests; they run together, as many at a time as there are slots."""
         sequences = [self._sequence(request) for request in requests]
         self._submit(sequences)
         out = []
-        for request, sequence in zip(requests, sequences, strict=True):
-            sequence.done.wait()
-            out.append(self._completion(request, sequence))
-            if self.on_answer:
-                self.on_answer()
+        try:
+            for request, sequence in zip(requests, sequences, strict=True):
+                sequence.done.wait()
+                out.append(self._texts.completion(request, sequence))
+                if self.on_answer:
+                    self.on_answer()
+        finally:  # one that failed takes the others with it: nobody would get their answers
+            for sequence in sequences:
+                sequence.aborted = True
         return out
 
+    def chat(
+        self, messages: str | Seq[Message] | Seq[Mapping[str, Any]], params: SamplingParams | None = None, **rest: Any
+    ) -> Completion:
+        """The answer to a conversation: a question, messages, or messages in OpenAI's form. `rest` goes to `Request`."""
+        return self.generate([Request(read_messages(messages), params=params or SamplingParams(), **rest)])[0]
+
     def stream(self, request: Request) -> Iterator[Delta]:
-        """Answer one request as it is generated; closing the iterator frees its slot within one step."""
+        """Answer one request as it is generated; closing the iterator frees its blocks within one step."""
         sequence = self._sequence(request)
         sequence.news = queue.SimpleQueue()
         self._submit([sequence])
-        return _Deltas(sequence, self._deltas(request, sequence))
+        return _Deltas(sequence, self._texts.deltas(request, sequence), self._loop.wake)
 
-    def score(self, prefix: str | Seq[Message], continuations: Seq[str]) -> list[Score]:
-        """Log-probabilities of the continuations; what they share with earlier calls is not computed again."""
-        pairs = [self._split(prefix, continuation) for continuation in continuations]
+    def score(self, prefix: str | Seq[Message], continuations: Seq[str], *, adapter: str = "") -> list[Score]:
+        """Log-probabilities of the continuations; what they share with one another and with the past is there already."""
+        pairs = [self._texts.split(prefix, continuation) for continuation in continuations]
+        sequences = []
         for before, after in pairs:
             if len(before) + len(after) > self._context:
                 raise CapacityError(
                     f"prefix ({len(before)}) and continuation ({len(after)}) have {len(before) + len(after)} tokens, "
                     f"the context is {self._context}: shorten them"
                 )
-        future: Future[list[Score]] = Future()
-        with self._wake:
-            self._require_open()
-            self._jobs.append((lambda: self._score(pairs), future))
-            self._wake.notify()
-        scores = future.result()
+            ids = [*before, *after]
+            key = self._loop.engine.position_key(len(before))
+            sequences.append(
+                self._new(ids[:-1], SamplingParams(), adapter, "score", looked_from=len(before) - 1, targets=after, position_key=key)
+            )
+        self._submit(sequences)
+        scores = []
+        for sequence in sequences:
+            sequence.done.wait()
+            self._texts.result(sequence)
+            judged = sequence.judged
+            scores.append(Score(tuple(each.logprob for each in judged), all(each.greedy for each in judged)))
         if self.on_answer:
             self.on_answer()
         return scores
 
+    def perplexity(self, texts: Seq[str], *, adapter: str = "") -> list[float]:
+        """exp of the mean loss over the tokens of each text, the first after the begin token where there is one.
+
+        A text longer than the context is read in windows that follow one another without overlap.
+        """
+        counts, sequences = [], []
+        for text in texts:
+            ids = self._texts.tokenizer.encode(text)
+            with suppress(InputError):
+                ids = [self._texts.start(), *ids]
+            if len(ids) < 2:
+                raise InputError(f"the text {text[:40]!r} has {len(ids)} token: nothing is foretold in it")
+            step = self._context
+            windows = [ids[at : at + step + 1] for at in range(0, len(ids) - 1, step)]
+            counts.append(len(windows))
+            sequences += [
+                self._new(window[:-1], SamplingParams(), adapter, "score", looked_from=0, targets=window[1:])
+                for window in windows
+            ]
+        self._submit(sequences)
+        out, place = [], 0
+        for count in counts:
+            logprobs: list[float] = []
+            for sequence in sequences[place : place + count]:
+                sequence.done.wait()
+                self._texts.result(sequence)
+                logprobs += [each.logprob for each in sequence.judged]
+            place += count
+            out.append(float(np.exp(-np.mean(logprobs))))
+        return out
+
+    def embed(self, texts: Seq[str], *, pooling: Pooling = "mean", adapter: str = "") -> list[list[float]]:
+        """One unit-length vector per text: the mean of its last hidden states, or the last one."""
+        sequences = []
+        for text in texts:
+            ids = self._texts.tokenizer.encode(text)
+            if self._texts.tokenizer.add_bos and self._texts.tokenizer.bos_id is not None:
+                ids = [self._texts.tokenizer.bos_id, *ids]
+            if not ids or len(ids) > self._context:
+                raise InputError(f"a text has {len(ids)} tokens: 1 to {self._context} can be embedded")
+            wanted: Wanted = "sum" if pooling == "mean" else "last"
+            sequences.append(self._new(ids, SamplingParams(), adapter, wanted))
+        self._submit(sequences)
+        out = []
+        for sequence in sequences:
+            sequence.done.wait()
+            self._texts.result(sequence)
+            assert sequence.sum is not None
+            out.append([float(x) for x in sequence.sum / max(float(np.linalg.norm(sequence.sum)), 1e-12)])
+        return out
+
+    # ---- the same for callers that wait in an event loop ---------------------------------------------------------
+
+    async def agenerate(self, requests: Seq[Request]) -> list[Completion]:
+        """As `generate`."""
+        return await asyncio.to_thread(self.generate, requests)
+
+    async def achat(self, messages: Any, params: SamplingParams | None = None, **rest: Any) -> Completion:
+        """As `chat`."""
+        return await asyncio.to_thread(partial(self.chat, messages, params, **rest))
+
+    async def astream(self, request: Request) -> AsyncIterator[Delta]:
+        """As `stream`."""
+        deltas = await asyncio.to_thread(self.stream, request)
+        try:
+            while (delta := await asyncio.to_thread(next, deltas, None)) is not None:
+                yield delta
+        finally:
+            deltas.close()  # type: ignore[attr-defined]
+
+    # ---- adapters and weights ------------------------------------------------------------------------------------
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """Names that a request may ask for."""
+        return tuple(self._adapters)
+
+    def load_adapter(self, name: str, path: Path) -> None:
+        """Load an adapter in PEFT's layout while requests run; a name that is taken is refused."""
+        if not name or name in self._adapters:
+            raise InputError(f"an adapter named '{name}' is loaded already: unload it first" if name else "name the adapter")
+        self._loop.run(lambda: self._loop.engine.load_adapter(name, Path(path)))
+        self._generation += 1
+        self._adapters[name] = f"{name}#{self._generation}"  # its blocks are not those of another that had the name
+
+    def unload_adapter(self, name: str) -> None:
+        """Requests that use it are ended first."""
+        self._adapter(name)
+        del self._adapters[name]
+
+        def unload() -> None:
+            for sequence in [*self._loop.scheduler.running, *self._loop.scheduler.queue]:
+                if sequence.adapter == name:
+                    self._loop.end(sequence, RiverrunError(f"adapter '{name}' was unloaded"))
+            self._loop.engine.unload_adapter(name)
+
+        self._loop.run(unload)
+
+    def _adapter(self, name: str) -> str:
+        """What names its blocks."""
+        if name and name not in self._adapters:
+            known = ", ".join(self._adapters) or "none"
+            raise InputError(f"model '{self._info.name}' has no adapter '{name}' (loaded: {known}).{nearest(name, self._adapters)}")
+        return self._adapters[name] if name else ""
+
     def forget(self) -> None:
         """Drop every cached beginning, because the engine's weights were changed; what still runs must end first."""
-        future: Future[None] = Future()
-        with self._wake:
-            self._require_open()
-            self._jobs.append((self._forget, future))
-            self._wake.notify()
-        future.result()
+
+        def forget() -> None:
+            if count := len(self._loop.scheduler.running):
+                raise RiverrunError(
+                    f"{count} answers of model '{self._info.name}' still run: "
+                    "its caches can be dropped when they are done"
+                )
+            self._loop.pool.forget()
+
+        self._loop.run(forget)
 
     def close(self) -> None:
         """End the loop; requests that still run fail with a clear error."""
-        with self._wake:
-            self._closed = True
-            self._wake.notify()
-        self._thread.join()
+        self._loop.close()
 
     def __enter__(self) -> LLM:
         return self
@@ -154,312 +315,58 @@ class LLM:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    # ---- text to tokens and back --------------------------------------------------------------------------------
-
-    def _sequence(self, request: Request) -> Sequence:
-        if request.params.guide:
-            raise UnsupportedError("guided decoding (guide) is not supported by this engine: leave it out")
-        if request.prompt and request.messages:
-            raise InputError("a request has either messages or a prompt, this one has both")
-        if request.prompt:
-            ids = self._tokenizer.encode(request.prompt)
-        elif request.messages:
-            lowered = self._codec.lower(request.messages, request.tools)
-            ids = self._template.encode(self._tokenizer, lowered, model=self._info.name)
-        else:
-            raise InputError("a request needs messages or a prompt, this one has neither")
-        if not ids:
-            raise InputError("the request renders to no token: give a message or a prompt with text")
-        if len(ids) >= self._context:
-            raise CapacityError(
-                f"the prompt has {len(ids)} tokens, the context is {self._context} and one is needed for the answer: "
-                "shorten the conversation"
-            )
-        return Sequence(ids, request.params, self._context, self._stops(request))
-
-    def _stops(self, request: Request) -> tuple[str, ...]:
-        return request.params.stop + (self._codec.stops if request.tools else ())
-
-    def _result(self, sequence: Sequence) -> tuple[FinishReason, Usage]:
-        if sequence.error:
-            raise sequence.error
-        assert sequence.finish_reason is not None
-        usage = Usage(len(sequence.prompt), len(sequence.output), sequence.cached_tokens)
-        return sequence.finish_reason, usage
-
-    def _completion(self, request: Request, sequence: Sequence) -> Completion:
-        reason, usage = self._result(sequence)
-        text = TextStream(self._tokenizer, self._stops(request))
-        raw = "".join(text.push(i) for i in self._shown(sequence)) + text.close()
-        parsed = self._codec.parse(raw, request.tools) if request.tools else Parsed(raw)
-        message = Message("assistant", (Text(parsed.text),) if parsed.text else (), parsed.calls)
-        return Completion(message, "tool_calls" if parsed.calls else reason, usage, raw)
-
-    def _shown(self, sequence: Sequence) -> list[int]:
-        """Generated ids without the end token."""
-        ended = bool(sequence.output) and sequence.output[-1] in self._tokenizer.end_ids
-        return sequence.output[:-1] if ended else sequence.output
-
-    def _deltas(self, request: Request, sequence: Sequence) -> Generator[Delta]:
-        text = TextStream(self._tokenizer, self._stops(request))
-        parser = self._codec.parser(request.tools) if request.tools else None
-        news, called = sequence.news, False
-        assert news is not None
-
-        def deltas(piece: str, *, last: bool) -> Iterator[Delta]:
-            if parser is None:
-                if piece:
-                    yield Delta(text=piece)
-                return
-            for item in parser.feed(piece) + (parser.close() if last else []):
-                if isinstance(item, str) and item:
-                    yield Delta(text=item)
-                elif isinstance(item, ToolCall):
-                    yield Delta(tool_calls=(item,))
-
-        while (token := news.get()) is not None:
-            if token not in self._tokenizer.end_ids:
-                for delta in deltas(text.push(token), last=False):
-                    called = called or bool(delta.tool_calls)
-                    yield delta
-        reason, usage = self._result(sequence)
-        for delta in deltas(text.close(), last=True):
-            called = called or bool(delta.tool_calls)
-            yield delta
-        yield Delta(finish_reason="tool_calls" if called else reason, usage=usage)
-
-    def _split(self, prefix: str | Seq[Message], continuation: str) -> tuple[list[int], list[int]]:
-        """(prefix ids, continuation ids) by the rule of `base.protocols`."""
-        if isinstance(prefix, str):
-            bare = prefix.rstrip()
-            continuation = prefix[len(bare) :] + continuation
-            before = self._tokenizer.encode(bare)
-            whole = self._tokenizer.encode(bare + continuation)
-            if not before and whole:
-                start = self._tokenizer.bos_id if self._tokenizer.bos_id is not None else self._tokenizer.eos_id
-                if start is None:
-                    raise InputError(f"model '{self._info.name}' has no begin token: give a prefix to score after")
-                return [start], whole
-        else:
-            messages = self._codec.lower(prefix, ())
-            before = self._template.encode(self._tokenizer, messages, model=self._info.name)
-            whole = self._template.encode_answer(self._tokenizer, messages, continuation, model=self._info.name)
-        if len(whole) <= len(before):
-            raise InputError(f"the continuation {continuation!r} adds no token to its prefix: give a longer one")
-        return whole[: len(before)], whole[len(before) :]
-
-    # ---- the loop -----------------------------------------------------------------------------------------------
-
-    def _require_open(self) -> None:
-        if self._closed:
-            raise RiverrunError(f"model '{self._info.name}' was closed: open it again")
+    # ---- sequences ----------------------------------------------------------------------------------------------
 
     def _submit(self, sequences: Seq[Sequence]) -> None:
-        with self._wake:
-            self._require_open()
-            self._waiting.extend(sequences)
-            self._wake.notify()
+        self._loop.submit(sequences)
 
-    def _serve(self, open_engine: Callable[[], Engine], opened: Future[Engine]) -> None:
-        """All work of the engine is done in this thread, its opening too.
+    def _new(self, ids: list[int], params: SamplingParams, adapter: str, wanted: Wanted, **rest: Any) -> Sequence:
+        engine = self._loop.engine
+        key = rest.pop("position_key", None)
+        key = engine.position_key(len(ids)) if key is None else key
+        begin = root(self._info.digest, self._adapter(adapter), key, engine.kind)
+        return Sequence(
+            ids, params, self._context, root=begin, block_size=engine.block_size, position_key=key, adapter=adapter,
+            wanted=wanted, **rest,
+        )  # fmt: skip
 
-        OpenMP keeps a team of workers per asking thread; with two teams on as many cores as one team has, it lets
-        them sleep between products, and every step takes twice as long.
-        """
-        try:
-            self._engine = open_engine()
-            self._table = SlotTable(self._engine.slots)
-        except BaseException as error:
-            opened.set_exception(error)
-            return
-        opened.set_result(self._engine)
-        self._loop()
-        del self._engine  # weights and cache go with the last answer, not with the last reference to this object
-
-    def _loop(self) -> None:
-        while True:
-            with self._wake:
-                while not (self._closed or self._waiting or self._running or self._jobs):
-                    self._wake.wait()
-                if self._closed:
-                    break
-            try:
-                self._run_jobs()
-                self._admit()
-                self._step()
-            except Exception as error:  # an engine that failed once: everyone who has a slot is told
-                self._fail_running(error)
-        gone = RiverrunError(f"model '{self._info.name}' was closed before the answer was complete")
-        for sequence in [*self._running, *self._waiting]:
-            sequence.fail(gone)
-        for _, future in self._jobs:
-            future.set_exception(gone)
-
-    def _run_jobs(self) -> None:
-        while self._jobs:
-            job, future = self._jobs.popleft()
-            try:
-                future.set_result(job())
-            except Exception as error:
-                future.set_exception(error)
-
-    def _forget(self) -> None:
-        if self._running:
-            raise RiverrunError(
-                f"{len(self._running)} answers of model '{self._info.name}' still run: "
-                "its caches can be dropped when they are done"
-            )
-        self._table = SlotTable(self._engine.slots)
-
-    def _fail_running(self, error: Exception) -> None:
-        for sequence in list(self._running):
-            self._drop(sequence)
-            sequence.fail(error)
-
-    def _admit(self) -> None:
-        """Give waiting sequences a slot, as long as their prompts fit into this turn's PREFILL_TOKENS."""
-        with self._wake:
-            waiting = deque(self._waiting)
-            self._waiting.clear()
-        later: list[Sequence] = []
-        try:
-            while waiting:
-                sequence = waiting.popleft()
-                if sequence.aborted:
-                    sequence.finish("abort")
-                elif not self._place(sequence):
-                    later.append(sequence)
-        finally:  # whoever got no slot stays in the queue, also when the engine failed
-            with self._wake:
-                self._waiting.extendleft(reversed([*later, *waiting]))
-
-    def _place(self, sequence: Sequence) -> bool:
-        """Take a slot and what other slots know of the prompt; False when the sequence should wait."""
-        if not self._table.free:
-            return False
-        key = self._engine.position_key(len(sequence.prompt))
-        source, shared = self._table.best_prefix(sequence.prompt, key)
-        begun = [other for other in self._running if other.uncomputed]
-        budget = PREFILL_TOKENS - sum(other.uncomputed for other in begun)
-        alike = [other for other in begun if self._table.keys[other.slot] == key]
-        coming = max((common_prefix(other.prompt, sequence.prompt) for other in alike), default=0)
-        if begun and (budget < len(sequence.prompt) - shared or coming >= shared + WORTH_WAITING):
-            return False
-        sequence.slot = self._table.take(source, shared)
-        self._running.append(sequence)
-        self._table.tokens[sequence.slot] = []  # true at every moment, should the engine fail
-        self._engine.copy_prefix(source, sequence.slot, shared, key)
-        self._table.tokens[sequence.slot], self._table.keys[sequence.slot] = sequence.prompt[:shared], key
-        sequence.cached_tokens = sequence.computed = shared
-        if sequence.params.temperature:
-            self._random[sequence] = generator(sequence.params)
-        return True
-
-    def _step(self) -> None:
-        """At most PREFILL_TOKENS of prompts, then one token for every sequence whose prompt is complete."""
-        for sequence in [sequence for sequence in self._running if sequence.aborted]:
-            self._drop(sequence)
-            sequence.finish("abort")
-        self._prefill()
-        self._decode()
-
-    def _prefill(self) -> None:
-        """The next piece of the prompts; the last piece of each gives its first token."""
-        batch: list[Sequence] = []
-        pieces: list[list[int]] = []
-        budget = PREFILL_TOKENS
-        for sequence in self._running:
-            if piece := sequence.prompt[sequence.computed : sequence.computed + budget] if sequence.uncomputed else []:
-                batch.append(sequence)
-                pieces.append(piece)
-                budget -= len(piece)
-        if not batch:
-            return
-        logits = self._engine.forward([sequence.slot for sequence in batch], pieces)
-        for sequence, piece, row in zip(batch, pieces, logits, strict=True):
-            sequence.computed += len(piece)
-            self._table.tokens[sequence.slot] = sequence.prompt[: sequence.computed]
-            if not sequence.uncomputed:
-                self._append(sequence, row)
-
-    def _decode(self) -> None:
-        """One token for every sequence whose prompt is complete."""
-        batch = [sequence for sequence in self._running if not sequence.uncomputed]
-        if not batch:
-            return
-        batch.sort(key=lambda sequence: sequence.slot)  # neighbouring slots are read in place, others are copied
-        logits = self._engine.forward(
-            [sequence.slot for sequence in batch], [sequence.output[-1:] for sequence in batch]
-        )
-        for sequence, row in zip(batch, logits, strict=True):
-            self._table.tokens[sequence.slot].append(sequence.output[-1])
-            self._append(sequence, row)
-
-    def _append(self, sequence: Sequence, logits: Any) -> None:
-        """Choose the next token; end the sequence when it is the last."""
-        token = choose(logits, sequence.params, self._random.get(sequence) or _GREEDY)
-        sequence.output.append(token)
-        if sequence.news:
-            sequence.news.put(token)
-        if token in self._tokenizer.end_ids or self._stopped(sequence, token):
-            self._drop(sequence)
-            sequence.finish("stop")
-        elif sequence.is_full:
-            self._drop(sequence)
-            sequence.finish("length")
+    def _sequence(self, request: Request) -> Sequence:
+        params = request.params
+        if params.guide:
+            raise UnsupportedError("guided decoding (guide) is not supported by this engine: leave it out")
+        ids = self._texts.prompt(request)
+        ends = {*self._texts.tokenizer.end_ids, *params.stop_ids}
+        sampler = Sampler(params, ids, ends=ends, bad=self._texts.bad_words(params.bad_words))
+        deadline = time.monotonic() + request.timeout_seconds if request.timeout_seconds else 0.0
+        looked = {"looked_from": 0} if params.prompt_logprobs is not None else {}
+        return self._new(
+            ids, params, request.adapter, "answer", stops=self._texts.stops(request), key=request.key, sampler=sampler,
+            deadline=deadline, **looked,
+        )  # fmt: skip
 
     def _stopped(self, sequence: Sequence, token: int) -> bool:
+        """Whether a stop string stands in the answer's text."""
         if not sequence.stops:
             return False
-        watch = self._watch.setdefault(sequence, TextStream(self._tokenizer, sequence.stops))
+        watch = sequence.watch
+        if watch is None:
+            watch = sequence.watch = TextStream(self._texts.tokenizer, sequence.stops)
         watch.push(token)
         return watch.stopped
 
-    def _drop(self, sequence: Sequence) -> None:
-        self._running.remove(sequence)
-        self._table.give_back(sequence.slot)
-        self._watch.pop(sequence, None)
-        self._random.pop(sequence, None)
 
-    def _score(self, pairs: Seq[tuple[list[int], list[int]]]) -> list[Score]:
-        out: list[Score | None] = [None] * len(pairs)
-        groups: dict[tuple[int, ...], list[int]] = {}
-        for index, (before, _) in enumerate(pairs):
-            groups.setdefault(tuple(before), []).append(index)
-        for shared, members in groups.items():
-            slot = self._hold(list(shared[:-1]), self._engine.position_key(len(shared)))
-            branches = self._engine.branch(slot, shared[-1], [pairs[index][1] for index in members])
-            for index, branch in zip(members, branches, strict=True):
-                out[index] = Score(tuple(float(p) for p in branch.logprobs), bool(branch.greedy.all()))
-        return [score for score in out if score is not None]
-
-    def _hold(self, tokens: list[int], key: int) -> int:
-        """A slot that holds exactly these tokens; it stays free, so the next caller may overwrite it."""
-        while not self._table.free:
-            try:
-                self._step()
-            except Exception as error:
-                self._fail_running(error)
-                raise
-        source, shared = self._table.best_prefix([*tokens, -1], key)
-        slot = self._table.take(source, shared)
-        try:
-            self._table.tokens[slot] = []
-            self._engine.copy_prefix(source, slot, shared, key)
-            self._table.tokens[slot], self._table.keys[slot] = tokens[:shared], key
-            for start in range(shared, len(tokens), PREFILL_TOKENS):
-                self._engine.forward([slot], [tokens[start : start + PREFILL_TOKENS]])
-            self._table.tokens[slot] = list(tokens)
-        finally:
-            self._table.give_back(slot)
-        return slot
+def read_messages(messages: str | Seq[Message] | Seq[Mapping[str, Any]]) -> tuple[Message, ...]:
+    """A question, messages, or messages in OpenAI's form."""
+    if isinstance(messages, str):
+        return (Message.of("user", messages),)
+    return tuple(each if isinstance(each, Message) else Message.from_openai(each) for each in messages)
 
 
 class _Deltas:
     """The iterator of a stream. Closing it, dropping it or reading it to its end aborts what is still running."""
 
-    def __init__(self, sequence: Sequence, deltas: Generator[Delta]) -> None:
-        self._sequence, self._deltas = sequence, deltas
+    def __init__(self, sequence: Sequence, deltas: Iterator[Delta], wake: Callable[[], None]) -> None:
+        self._sequence, self._deltas, self._wake = sequence, deltas, wake
 
     def __iter__(self) -> _Deltas:
         return self
@@ -469,10 +376,8 @@ class _Deltas:
 
     def close(self) -> None:
         self._sequence.aborted = True
+        self._wake()
         with suppress(ValueError):  # another thread is waiting in __next__: it sees the end of the aborted sequence
-            self._deltas.close()
+            self._deltas.close()  # type: ignore[attr-defined]
 
     __del__ = close
-
-
-_GREEDY = np.random.default_rng(0)  # never drawn from: greedy choices need no randomness

@@ -1,25 +1,29 @@
-"""The torch engine: the reference of every other one. CPU here; one contiguous KV slot per sequence."""
+"""The torch engine: the reference of every other one, on a CPU and on CUDA by the same code."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from riverrun.base.errors import InputError
 from riverrun.base.memory import free_memory
-from riverrun.models.cache import SlotAttend, SlotCache
 from riverrun.models.load import Checkpoint, load_model
+from riverrun.models.paged import KVType, NewTokens, PagedAttend, PagedCache, bytes_per_token
 from riverrun.models.transformer import CausalLM
-from riverrun.serve.engine import Branch
-from riverrun.serve.slots import shared_beginning
+from riverrun.serve.engine import Judged, Work
 
-__all__ = ["TorchEngine", "default_dtype"]
+__all__ = ["BLOCK_SIZE", "TorchEngine", "default_dtype"]
 
-# Log-probabilities are taken for so many rows at once: rows * vocabulary * 4 bytes.
+BLOCK_SIZE = 16
+"""Tokens of a block: what is shared is shared to within so many."""
 _ROWS = 128
+"""Log-probabilities are taken for so many rows at once: rows * vocabulary * 4 bytes."""
 
 
 def default_dtype() -> torch.dtype:
@@ -36,76 +40,99 @@ def _stays_in_its_file(opened: Checkpoint, dtype: torch.dtype) -> bool:
 class TorchEngine:
     """Implements `serve.engine.Engine` on `models.transformer.CausalLM`."""
 
-    def __init__(self, model: CausalLM, *, slots: int, context: int) -> None:
-        """The model's weights are read as they are at each forward: it may go on learning between them."""
-        self.model, self.dtype = model, model.dtype
-        self.cache = SlotCache(model.config, slots, context, self.dtype)
-        self.slots, self.context = slots, context
-        self._tokens: list[list[int]] = [[] for _ in range(slots)]
-        self._keys = [0] * slots
+    def __init__(
+        self, model: CausalLM, *, tokens: int, kv: KVType = "model", device: str | torch.device = "cpu"
+    ) -> None:
+        """Room for `tokens` tokens. The model's weights are read as they are: it may learn between forwards."""
+        self.model, self.dtype, self.device = model, model.dtype, torch.device(device)
+        self.blocks, self.block_size = -(-tokens // BLOCK_SIZE), BLOCK_SIZE
+        self.cache = PagedCache(model.config, self.blocks, BLOCK_SIZE, self.dtype, kind=kv, device=device)
+        self.kind = kv if kv != "model" else str(self.dtype).removeprefix("torch.")
 
     @classmethod
-    def open(cls, opened: Checkpoint, *, slots: int, context: int, threads: int, dtype: str) -> TorchEngine:
-        """A checkpoint, laid out for inference alone; threads 0 keeps torch's choice."""
+    def open(
+        cls,
+        opened: Checkpoint,
+        *,
+        tokens: Callable[[int], int],
+        threads: int = 0,
+        dtype: str = "auto",
+        kv: KVType = "model",
+    ) -> TorchEngine:
+        """A checkpoint, laid out for inference alone; threads 0 keeps torch's choice.
+
+        `tokens` gives the room of the cache from the bytes that a token takes there.
+        """
         if threads:
             torch.set_num_threads(threads)
-        kinds = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+        kinds = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
         chosen = default_dtype() if dtype == "auto" else kinds[dtype]
+        room = tokens(bytes_per_token(opened.config, kv, chosen.itemsize))
         model = load_model(opened, chosen, mapped=_stays_in_its_file(opened, chosen))
         model.pack()
-        return cls(model, slots=slots, context=context)
-
-    def held(self, slot: int) -> int:
-        return self.cache.lengths[slot]
+        return cls(model, tokens=room, kv=kv)
 
     def position_key(self, prompt_tokens: int) -> int:
         return self.model.config.rope_length(prompt_tokens)
 
-    def copy_prefix(self, source: int, target: int, tokens: int, key: int = 0) -> None:
-        assert not tokens or self._keys[source] == key, f"slot {source} has key {self._keys[source]}, not {key}"
-        with torch.inference_mode():
-            self.cache.copy_prefix(source, target, tokens)
-        self._tokens[target], self._keys[target] = self._tokens[source][:tokens], key
-
-    def _lengths(self, slots: Sequence[int], counts: Sequence[int]) -> torch.Tensor | None:
-        """`lengths_T` of the model's forward; None while every sequence has the plain base."""
-        keys = [self._keys[slot] for slot in slots]
-        return torch.repeat_interleave(torch.tensor(keys), torch.tensor(counts)) if any(keys) else None
+    @torch.inference_mode()
+    def forward(self, work: Sequence[Work]) -> Tensor:
+        attend = PagedAttend(self.cache, [NewTokens(each.start, len(each.tokens), each.table) for each in work])
+        ids = torch.tensor([i for each in work for i in each.tokens], device=self.device)
+        keys = None
+        if any(each.key for each in work):
+            counts = torch.tensor([len(each.tokens) for each in work])
+            keys = torch.repeat_interleave(torch.tensor([each.key for each in work]), counts).to(self.device)
+        hidden = self.model(ids, attend.positions, attend, keys)
+        ends = np.cumsum([len(each.tokens) for each in work])
+        rows = np.concatenate([np.arange(end - each.wanted, end) for each, end in zip(work, ends, strict=True)])
+        return hidden[torch.from_numpy(rows).to(self.device)]
 
     @torch.inference_mode()
-    def forward(self, slots: Sequence[int], new: Sequence[Sequence[int]]) -> NDArray[np.float32]:
-        alike = len({self._keys[slot] for slot in slots}) == 1
-        common = shared_beginning([self._tokens[slot] for slot in slots]) if alike else 0
-        counts = [len(ids) for ids in new]
-        attend = SlotAttend(self.cache, slots, counts, common)
-        flat = torch.tensor([i for ids in new for i in ids])
-        hidden = self.model(flat, attend.positions, attend, self._lengths(slots, counts))
-        attend.commit()
-        for slot, ids in zip(slots, new, strict=True):
-            self._tokens[slot] += ids
-        logits: NDArray[np.float32] = self.model.logits(hidden[attend.last_rows()]).float().numpy()
-        return logits
+    def logits(self, hidden: Tensor, rows: Sequence[int]) -> NDArray[np.float32]:
+        chosen = hidden if len(rows) == len(hidden) else hidden[list(rows)]
+        found: NDArray[np.float32] = self.model.logits(chosen).float().cpu().numpy()
+        return found
 
     @torch.inference_mode()
-    def branch(self, slot: int, last: int, branches: Sequence[Sequence[int]]) -> list[Branch]:
-        ids = [[last, *branch] for branch in branches]
-        past = partial(self.cache.past, slot)
-        attend = self.model.packed(self.held(slot), [len(row) for row in ids], past=past)
-        lengths = self._lengths([slot], [len(attend.positions)])
-        hidden = self.model(torch.tensor([i for row in ids for i in row]), attend.positions, attend, lengths)
-        out, start = [], 0
-        for branch, row in zip(branches, ids, strict=True):
-            chosen, greedy = self._judge(hidden[start : start + len(branch)], torch.tensor(list(branch)))
-            out.append(Branch(chosen.numpy(), greedy.numpy()))
-            start += len(row)
+    def judge(self, hidden: Tensor, rows: Sequence[int], targets: Sequence[int], top: int) -> list[Judged]:
+        out = []
+        for at in range(0, len(rows), _ROWS):
+            logits = self.model.logits(hidden[list(rows[at : at + _ROWS])]).float()
+            wanted = torch.tensor(list(targets[at : at + _ROWS]), device=logits.device)
+            whole = logits.logsumexp(dim=1)
+            picked = (logits.gather(1, wanted[:, None]).squeeze(1) - whole).tolist()
+            greedy = (logits.argmax(dim=1) == wanted).tolist()
+            best = logits.topk(top, dim=1) if top else None
+            for n, (logprob, is_greedy) in enumerate(zip(picked, greedy, strict=True)):
+                near: tuple[tuple[int, float], ...] = ()
+                if best is not None:
+                    near = tuple(zip(best.indices[n].tolist(), (best.values[n] - whole[n]).tolist(), strict=True))
+                out.append(Judged(logprob, is_greedy, near))
         return out
 
-    def _judge(self, hidden: torch.Tensor, wanted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(log-probability, greedy) of `wanted` [n] after `hidden` [n, E]."""
-        logprobs, greedy = [], []
-        for start in range(0, len(wanted), _ROWS):
-            logits, targets = self.model.logits(hidden[start : start + _ROWS]).float(), wanted[start : start + _ROWS]
-            picked = logits.gather(1, targets[:, None]).squeeze(1)
-            logprobs.append(picked - logits.logsumexp(dim=1))
-            greedy.append(logits.argmax(dim=1) == targets)
-        return torch.cat(logprobs), torch.cat(greedy)
+    @torch.inference_mode()
+    def total(self, hidden: Tensor, rows: Sequence[int]) -> NDArray[np.float32]:
+        found: NDArray[np.float32] = hidden[list(rows)].float().sum(dim=0).cpu().numpy()
+        return found
+
+    def read(self, blocks: Sequence[int]) -> dict[str, NDArray[Any]]:
+        chosen = torch.tensor(list(blocks), device=self.device)
+        return {name: _plain(x[chosen].cpu()) for name, x in self.cache.tensors()}
+
+    def write(self, blocks: Sequence[int], stored: Mapping[str, NDArray[Any]]) -> None:
+        chosen = torch.tensor(list(blocks), device=self.device)
+        for name, x in self.cache.tensors():
+            x[chosen] = torch.from_numpy(stored[name]).view(x.dtype).to(self.device)
+
+    def load_adapter(self, name: str, path: Path) -> None:
+        raise InputError(f"adapter {name}: this engine takes no adapters yet")
+
+    def unload_adapter(self, name: str) -> None:
+        raise InputError(f"adapter {name}: this engine takes no adapters yet")
+
+
+def _plain(x: Tensor) -> NDArray[Any]:
+    """As numbers that numpy and safetensors know: bfloat16 as its bits."""
+    out: NDArray[Any] = (x.view(torch.int16) if x.dtype == torch.bfloat16 else x).numpy()
+    return out

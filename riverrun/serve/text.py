@@ -1,0 +1,174 @@
+"""Requests to token ids and tokens back to messages: template, tool-call codec, stop strings. No engine, no thread."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence as Seq
+from functools import cached_property
+
+from riverrun.base.errors import CapacityError, InputError
+from riverrun.base.protocols import Completion, Delta, Request
+from riverrun.base.types import FinishReason, Message, Text, TokenLogprob, ToolCall, Usage
+from riverrun.models.chat import ChatTemplate
+from riverrun.models.token_bytes import token_bytes
+from riverrun.models.tokenizer import Tokenizer
+from riverrun.serve.request import Sequence
+from riverrun.serve.sampler import Chosen
+from riverrun.serve.stream import TextStream
+from riverrun.wire.codec import Codec, Parsed
+
+__all__ = ["Texts"]
+
+
+class Texts:
+    """What one model writes and reads."""
+
+    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate, codec: Codec, name: str, context: int) -> None:
+        self.tokenizer, self.template, self.codec, self.name, self.context = tokenizer, template, codec, name, context
+
+    # ---- in
+
+    def prompt(self, request: Request) -> list[int]:
+        """Ids of a request; CapacityError when no token is left for the answer."""
+        if request.prompt and request.messages:
+            raise InputError("a request has either messages or a prompt, this one has both")
+        if request.prompt:
+            ids = self.tokenizer.encode(request.prompt)
+        elif request.messages:
+            lowered = self.codec.lower(request.messages, request.tools)
+            ids = self.template.encode(self.tokenizer, lowered, model=self.name)
+        else:
+            raise InputError("a request needs messages or a prompt, this one has neither")
+        if not ids:
+            raise InputError("the request renders to no token: give a message or a prompt with text")
+        return self.fitting(ids)
+
+    def fitting(self, ids: list[int]) -> list[int]:
+        """The ids, if they leave room for an answer."""
+        if len(ids) >= self.context:
+            raise CapacityError(
+                f"the prompt has {len(ids)} tokens, the context is {self.context} and one is needed for the answer: "
+                "shorten the conversation"
+            )
+        return ids
+
+    def stops(self, request: Request) -> tuple[str, ...]:
+        return request.params.stop + (self.codec.stops if request.tools else ())
+
+    def bad_words(self, words: Seq[str]) -> list[list[int]]:
+        """Each word as it stands at the beginning of a text and behind a space."""
+        found = [self.tokenizer.encode(text) for word in words for text in (word, f" {word.lstrip()}")]
+        bos = self.tokenizer.bos_id
+        bare = [ids[1:] if ids[:1] == [bos] else ids for ids in found]
+        return [list(ids) for ids in dict.fromkeys(map(tuple, bare)) if ids]
+
+    def split(self, prefix: str | Seq[Message], continuation: str) -> tuple[list[int], list[int]]:
+        """(prefix ids, continuation ids) by the rule of `base.protocols`."""
+        if isinstance(prefix, str):
+            bare = prefix.rstrip()
+            continuation = prefix[len(bare) :] + continuation
+            before = self.tokenizer.encode(bare)
+            whole = self.tokenizer.encode(bare + continuation)
+            if not before and whole:
+                return [self.start()], whole
+        else:
+            messages = self.codec.lower(prefix, ())
+            before = self.template.encode(self.tokenizer, messages, model=self.name)
+            whole = self.template.encode_answer(self.tokenizer, messages, continuation, model=self.name)
+        if len(whole) <= len(before):
+            raise InputError(f"the continuation {continuation!r} adds no token to its prefix: give a longer one")
+        return whole[: len(before)], whole[len(before) :]
+
+    def start(self) -> int:
+        """The token before a text that has nothing before it."""
+        start = self.tokenizer.bos_id if self.tokenizer.bos_id is not None else self.tokenizer.eos_id
+        if start is None:
+            raise InputError(f"model '{self.name}' has no begin token: give a prefix to score after")
+        return start
+
+    # ---- out
+
+    def result(self, sequence: Sequence) -> tuple[FinishReason, Usage]:
+        """How it ended, and its counts; its error is raised."""
+        if sequence.error:
+            raise sequence.error
+        assert sequence.finish_reason is not None
+        usage = Usage(len(sequence.prompt), len(sequence.output), sequence.cached_tokens)
+        return sequence.finish_reason, usage
+
+    def completion(self, request: Request, sequence: Sequence) -> Completion:
+        reason, usage = self.result(sequence)
+        text = TextStream(self.tokenizer, self.stops(request))
+        shown = sequence.output[:-1] if self._ends(sequence, -1) else sequence.output
+        raw = "".join(text.push(i) for i in shown) + text.close()
+        parsed = self.codec.parse(raw, request.tools) if request.tools else Parsed(raw)
+        message = Message("assistant", (Text(parsed.text),) if parsed.text else (), parsed.calls)
+        return Completion(
+            message,
+            "tool_calls" if parsed.calls else reason,
+            usage,
+            raw,
+            logprobs=tuple(map(self.logprob, sequence.chosen[: len(shown)])),
+            prompt_logprobs=self._prompt_logprobs(sequence),
+        )
+
+    def _ends(self, sequence: Sequence, place: int) -> bool:
+        """Whether that token of the answer only ends it and is no part of its text."""
+        if not sequence.output:
+            return False
+        token, params = sequence.output[place], sequence.params
+        return (token in self.tokenizer.end_ids and not params.ignore_end) or token in params.stop_ids
+
+    def deltas(self, request: Request, sequence: Sequence) -> Iterator[Delta]:
+        """The answer while it is written; the last delta has reason and counts."""
+        text = TextStream(self.tokenizer, self.stops(request))
+        parser = self.codec.parser(request.tools) if request.tools else None
+        news, called, place = sequence.news, False, 0
+        assert news is not None
+
+        def made(piece: str, logprobs: tuple[TokenLogprob, ...], *, last: bool) -> Iterator[Delta]:
+            if parser is None:
+                if piece or logprobs:
+                    yield Delta(text=piece, logprobs=logprobs)
+                return
+            for item in parser.feed(piece) + (parser.close() if last else []):
+                if isinstance(item, str) and item:
+                    yield Delta(text=item, logprobs=logprobs)
+                    logprobs = ()
+                elif isinstance(item, ToolCall):
+                    yield Delta(tool_calls=(item,))
+
+        waiting: tuple[TokenLogprob, ...] = ()
+        while (token := news.get()) is not None:
+            if not self._ends(sequence, place):
+                waiting += tuple(map(self.logprob, sequence.chosen[place : place + 1]))
+                for delta in made(text.push(token), waiting if parser is None else (), last=False):
+                    waiting = ()
+                    called = called or bool(delta.tool_calls)
+                    yield delta
+            place += 1
+        reason, usage = self.result(sequence)
+        for delta in made(text.close(), waiting if parser is None else (), last=True):
+            called = called or bool(delta.tool_calls)
+            yield delta
+        yield Delta(finish_reason="tool_calls" if called else reason, usage=usage)
+
+    def logprob(self, chosen: Chosen) -> TokenLogprob:
+        near = tuple(TokenLogprob(i, self._piece(i), p) for i, p in chosen.top)
+        return TokenLogprob(chosen.token, self._piece(chosen.token), chosen.logprob, near)
+
+    def _prompt_logprobs(self, sequence: Sequence) -> tuple[TokenLogprob, ...]:
+        if sequence.params.prompt_logprobs is None:
+            return ()
+        return tuple(
+            self.logprob(Chosen(token, found.logprob, found.top))
+            for token, found in zip(sequence.prompt[1:], sequence.judged, strict=True)
+        )
+
+    def _piece(self, token: int) -> bytes:
+        return self.token_bytes[token] if token < len(self.token_bytes) else b""
+
+    @cached_property
+    def token_bytes(self) -> list[bytes]:
+        """The bytes of every token."""
+        return token_bytes(json.loads(self.tokenizer.to_json()), self.tokenizer.vocab_size)

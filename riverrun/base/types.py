@@ -269,9 +269,10 @@ def _part_to_openai(part: Part) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Guide:
-    """A constraint on the output: a JSON schema, a regular expression or a grammar."""
+    """A constraint on the output: a JSON schema, a regular expression, one of several texts (a JSON list of them), or a
+    grammar in Lark's notation."""
 
-    kind: Literal["json_schema", "regex", "grammar"]
+    kind: Literal["json_schema", "regex", "choice", "grammar"]
     value: str
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import queue
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence as Seq
 from contextlib import suppress
@@ -20,14 +21,15 @@ from typing import Any, Literal
 
 import numpy as np
 
-from riverrun.base.errors import CapacityError, InputError, RiverrunError, UnsupportedError, nearest
+from riverrun.base.errors import CapacityError, InputError, RiverrunError, nearest
 from riverrun.base.memory import free_memory
 from riverrun.base.optional import require
 from riverrun.base.protocols import Completion, Delta, ModelInfo, Request, Score
-from riverrun.base.types import Message, SamplingParams
+from riverrun.base.types import Guide, Message, SamplingParams
 from riverrun.models.load import load_checkpoint
 from riverrun.serve.blocks import root
 from riverrun.serve.engine import Engine
+from riverrun.serve.guided import Grammars, Guided
 from riverrun.serve.loop import Loop, Observer
 from riverrun.serve.pace import Pace
 from riverrun.serve.request import Sequence, Wanted
@@ -83,6 +85,8 @@ class LLM:
         self._info = ModelInfo(shown, self._opened.digest(), self._context, template.sha256)
         self._adapters: dict[str, str] = {}
         self._generation = 0
+        self._grammars: Grammars | None = None
+        self._lock = threading.Lock()
         self.on_answer: Callable[[], None] | None = None
         """Called in the asking thread for each finished answer of `generate` (in order) and each `score`: progress."""
 
@@ -332,17 +336,30 @@ class LLM:
 
     def _sequence(self, request: Request) -> Sequence:
         params = request.params
-        if params.guide:
-            raise UnsupportedError("guided decoding (guide) is not supported by this engine: leave it out")
         ids = self._texts.prompt(request)
+        guide = self._guided(params.guide) if params.guide else None
         ends = {*self._texts.tokenizer.end_ids, *params.stop_ids}
         sampler = Sampler(params, ids, ends=ends, bad=self._texts.bad_words(params.bad_words))
         deadline = time.monotonic() + request.timeout_seconds if request.timeout_seconds else 0.0
         looked = {"looked_from": 0} if params.prompt_logprobs is not None else {}
         return self._new(
             ids, params, request.adapter, "answer", stops=self._texts.stops(request), key=request.key, sampler=sampler,
-            deadline=deadline, **looked,
+            guide=guide, deadline=deadline, **looked,
         )  # fmt: skip
+
+    def _guided(self, guide: Guide) -> Guided:
+        with self._lock:
+            if self._grammars is None:
+                tokenizer = self._texts.tokenizer
+                self._grammars = Grammars(
+                    self._texts.token_bytes,
+                    self._opened.config.vocab_size,
+                    ends=tokenizer.end_ids,
+                    special=tokenizer.special.values(),
+                    names=tokenizer.special | tokenizer.added,
+                    encode=tokenizer.encode,
+                )
+            return self._grammars.guided(guide)
 
     def _stopped(self, sequence: Sequence, token: int) -> bool:
         """Whether a stop string stands in the answer's text."""

@@ -245,21 +245,39 @@ class Loop:
         assert sequence.sampler is not None, "an answer has a sampler"
         accepted = 0
         for place, row in enumerate(logits):
-            token = sequence.sampler.choose(row)
+            token = sequence.sampler.choose(row, sequence.guide.mask() if sequence.guide else None)
             if sequence.params.logprobs is not None:
                 sequence.chosen.append(ranked(row, token, sequence.params.logprobs))
-            sequence.sampler.took(token)
-            sequence.append(token)
-            ended = self._ended(sequence, token)
+            ended = self._append(sequence, token)
             if ended or place >= len(piece.drafts) or token != piece.drafts[place]:
                 break
             accepted += 1
+        if sequence.guide and not ended:
+            ended = self._guide(sequence, token)
         self.scheduler.computed(piece, accepted)
         self.scheduler.publish(sequence)
         if ended:
             self.end(sequence, ended)
-        elif self._draft is not None:
+        elif self._draft is not None and not sequence.guide:
             sequence.drafts = self._draft(sequence)[: max(0, sequence.limit - len(sequence.output) - 1)]
+
+    def _append(self, sequence: Sequence, token: int) -> FinishReason | None:
+        """The next token of the answer; why it is the last, if it is."""
+        assert sequence.sampler is not None
+        sequence.sampler.took(token)
+        sequence.append(token)
+        return self._ended(sequence, token)
+
+    def _guide(self, sequence: Sequence, token: int) -> FinishReason | None:
+        """Go on in the grammar, and append what it leaves no choice about (unless each token's chances are asked for)."""
+        guide = sequence.guide
+        assert guide is not None
+        guide.took(token)
+        if sequence.params.logprobs is None:
+            for forced in guide.forced():
+                if ended := self._append(sequence, forced):
+                    return ended
+        return "stop" if guide.is_over else None
 
     def _ended(self, sequence: Sequence, token: int) -> FinishReason | None:
         params = sequence.params

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from riverrun.base.types import FinishReason, SamplingParams
 from riverrun.serve.blocks import Digest, chain
 from riverrun.serve.engine import Judged
+from riverrun.serve.guided import Guided
 from riverrun.serve.sampler import Chosen, Sampler
 from riverrun.serve.stream import TextStream
 
@@ -61,6 +62,7 @@ class Sequence:
     looked_from: int = -1
     targets: Seq[int] = ()
     sampler: Sampler | None = None
+    guide: Guided | None = None
     number: int = field(default_factory=lambda: next(_NUMBERS))
     output: list[int] = field(default_factory=list)
     chosen: list[Chosen] = field(default_factory=list)

@@ -211,7 +211,7 @@ class Scheduler:
         if sequence in self.running:
             self.running.remove(sequence)
             self.pool.release(sequence.blocks)
-            sequence.pause()
+            sequence.blocks = []
         else:
             self.queue.take(sequence)
         self.queue.leave(sequence)

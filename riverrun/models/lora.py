@@ -12,7 +12,7 @@ Projections that read the same input are one matrix here (q, k, v; gate, up); ea
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal, cast
 
 import torch
@@ -22,7 +22,7 @@ from torch.nn.functional import linear
 from riverrun.models.products import Operand, PackedWeight, blocked_linear, operand_product
 from riverrun.models.stored import Factors, Stored, stored_linear
 
-__all__ = ["Adapter", "FusedLinear", "Init"]
+__all__ = ["Adapter", "FusedLinear", "Init", "Routes"]
 
 Init = Literal["kaiming", "gaussian"]
 
@@ -92,6 +92,14 @@ class _LowRankLinear(torch.autograd.Function):
         return dx, None, None, *(grad for pair in zip(da, db, strict=True) for grad in pair)
 
 
+class Routes:
+    """Which rows of a forward go through which of the adapters that are served beside one another (S-LoRA,
+    arXiv:2311.03285): rows without one see the base alone."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, Tensor] = {}
+
+
 class FusedLinear(nn.Module):
     """One [out, in] weight made of named parts ({"q_proj": 576, "k_proj": 192, ...}), and one bias where asked for."""
 
@@ -111,6 +119,18 @@ class FusedLinear(nn.Module):
         self._packed: PackedWeight | None = None
         self._kept: dict[str, Tensor] = {}
         self._stored: dict[str, Stored] = {}
+        self._served: dict[str, list[tuple[slice, Tensor, Tensor]]] = {}
+        self.routes: Routes | None = None
+
+    def serve(self, name: str, adapters: Mapping[str, Adapter]) -> None:
+        """Add these adapters (by part) for the rows that `routes` sends to `name`; none takes them away."""
+        self._served.pop(name, None)
+        slices, device = dict(self.slices()), self.weight.device
+        if adapters:
+            self._served[name] = [
+                (slices[part], each.lora_A.data.to(device, self.weight.dtype), (each.lora_B.data * each.scaling).to(device, self.weight.dtype))
+                for part, each in adapters.items()
+            ]
 
     def store(self, part: str, weight: Stored) -> None:
         """Multiply by this matrix of few bits, tile by tile; all parts or none are stored so."""
@@ -177,6 +197,15 @@ class FusedLinear(nn.Module):
             self.weight.data = self.weight.data.new_empty(0)
 
     def forward(self, x: Tensor) -> Tensor:
+        out = self._product(x)
+        if self.routes is not None:
+            for name, rows in self.routes.rows.items():
+                chosen = x[rows]
+                for part, a, b in self._served.get(name, ()):
+                    out[rows, part] += linear(linear(chosen, a), b)
+        return out
+
+    def _product(self, x: Tensor) -> Tensor:
         if self._packed:
             return self._packed(x, self.bias)
         if self._kept:

@@ -15,12 +15,13 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence as Seq
 from contextlib import suppress
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from riverrun.base.artifacts import digest_file
 from riverrun.base.errors import CapacityError, InputError, RiverrunError, nearest
 from riverrun.base.memory import free_memory
 from riverrun.base.optional import require
@@ -34,6 +35,7 @@ from riverrun.serve.loop import Loop, Observer
 from riverrun.serve.pace import Pace
 from riverrun.serve.request import Sequence, Wanted
 from riverrun.serve.sampler import Sampler
+from riverrun.serve.sessions import Session, SessionTable
 from riverrun.serve.stream import TextStream
 from riverrun.serve.text import Texts
 from riverrun.wire.codec import get_codec
@@ -43,6 +45,7 @@ __all__ = ["LLM"]
 CACHE_SHARE = 0.25
 """Of the free memory, for keys and values, unless `cache_gb` says how much."""
 Pooling = Literal["mean", "last"]
+Keep = Callable[[Sequence], None]
 
 
 class LLM:
@@ -84,7 +87,6 @@ class LLM:
         self._texts = Texts(tokenizer, template, get_codec(codec), shown, self._context)
         self._info = ModelInfo(shown, self._opened.digest(), self._context, template.sha256)
         self._adapters: dict[str, str] = {}
-        self._generation = 0
         self._grammars: Grammars | None = None
         self._lock = threading.Lock()
         self.on_answer: Callable[[], None] | None = None
@@ -136,9 +138,12 @@ class LLM:
         """The loop behind this model: its scheduler's and pool's counts may be read at any time."""
         return self._loop
 
-    def generate(self, requests: Seq[Request]) -> list[Completion]:
-        """Answer all requests; they run together, as many at a time as there are slots."""
-        sequences = [self._sequence(request) for request in requests]
+    def generate(self, requests: Seq[Request], *, keep: Keep | None = None) -> list[Completion]:
+        """Answer all requests; they run together, as many at a time as there are slots.
+
+        `keep` is called in the loop's thread with each sequence that ends, before its blocks go (`serve.sessions`).
+        """
+        sequences = [self._sequence(request, keep) for request in requests]
         self._submit(sequences)
         out = []
         try:
@@ -158,9 +163,9 @@ class LLM:
         """The answer to a conversation: a question, messages, or messages in OpenAI's form. `rest` goes to `Request`."""
         return self.generate([Request(read_messages(messages), params=params or SamplingParams(), **rest)])[0]
 
-    def stream(self, request: Request) -> Iterator[Delta]:
+    def stream(self, request: Request, *, keep: Keep | None = None) -> Iterator[Delta]:
         """Answer one request as it is generated; closing the iterator frees its blocks within one step."""
-        sequence = self._sequence(request)
+        sequence = self._sequence(request, keep)
         sequence.news = queue.SimpleQueue()
         self._submit([sequence])
         return _Deltas(sequence, self._texts.deltas(request, sequence), self._loop.wake)
@@ -273,8 +278,8 @@ class LLM:
         if not name or name in self._adapters:
             raise InputError(f"an adapter named '{name}' is loaded already: unload it first" if name else "name the adapter")
         self._loop.run(lambda: self._loop.engine.load_adapter(name, Path(path)))
-        self._generation += 1
-        self._adapters[name] = f"{name}#{self._generation}"  # its blocks are not those of another that had the name
+        # blocks are named by what the adapter is: another one under this name finds none of them
+        self._adapters[name] = digest_file(Path(path) / "adapter_model.safetensors")
 
     def unload_adapter(self, name: str) -> None:
         """Requests that use it are ended first."""
@@ -309,6 +314,15 @@ class LLM:
 
         self._loop.run(forget)
 
+    @cached_property
+    def sessions(self) -> SessionTable:
+        """Conversations that are remembered here."""
+        return SessionTable(self)
+
+    def session(self, name: str = "", messages: Seq[Message] = (), *, adapter: str = "") -> Session:
+        """Open a conversation: `session.ask("And in green?")` sends the new turn alone."""
+        return self.sessions.open(name, messages, adapter=adapter)
+
     def close(self) -> None:
         """End the loop; requests that still run fail with a clear error."""
         self._loop.close()
@@ -334,7 +348,7 @@ class LLM:
             wanted=wanted, **rest,
         )  # fmt: skip
 
-    def _sequence(self, request: Request) -> Sequence:
+    def _sequence(self, request: Request, keep: Keep | None = None) -> Sequence:
         params = request.params
         ids = self._texts.prompt(request)
         guide = self._guided(params.guide) if params.guide else None
@@ -344,7 +358,7 @@ class LLM:
         looked = {"looked_from": 0} if params.prompt_logprobs is not None else {}
         return self._new(
             ids, params, request.adapter, "answer", stops=self._texts.stops(request), key=request.key, sampler=sampler,
-            guide=guide, deadline=deadline, **looked,
+            guide=guide, deadline=deadline, keep=keep, **looked,
         )  # fmt: skip
 
     def _guided(self, guide: Guide) -> Guided:

@@ -6,7 +6,7 @@ import itertools
 import queue
 import threading
 import time
-from collections.abc import Sequence as Seq
+from collections.abc import Callable, Sequence as Seq
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -75,6 +75,7 @@ class Sequence:
     drafts: tuple[int, ...] = ()
     finish_reason: FinishReason | None = None
     watch: TextStream | None = None
+    keep: Callable[[Sequence], None] | None = None  # called in the loop's thread before its blocks go
     aborted: bool = False
     error: BaseException | None = None
     timing: Timing = field(default_factory=Timing)
@@ -154,6 +155,11 @@ class Sequence:
     def pause(self) -> None:
         """Its blocks are gone."""
         self.blocks, self.computed, self.published, self.drafts, self.sum = [], 0, 0, (), None
+
+    @property
+    def full(self) -> tuple[list[int], list[int]]:
+        """The tokens of its full blocks, and those blocks."""
+        return self.tokens_from(0, self.published * self.block_size), self.blocks[: self.published]
 
     def append(self, token: int) -> None:
         """The next token of the answer."""

@@ -210,6 +210,8 @@ class Scheduler:
         """It is over, wherever it was; its blocks stay as cache."""
         if sequence in self.running:
             self.running.remove(sequence)
+            if sequence.keep is not None:
+                sequence.keep(sequence)
             self.pool.release(sequence.blocks)
             sequence.blocks = []
         else:

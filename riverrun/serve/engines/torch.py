@@ -11,9 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from riverrun.base.errors import InputError
 from riverrun.base.memory import free_memory
+from riverrun.models.io.adapter import load_adapter
 from riverrun.models.load import Checkpoint, load_model
+from riverrun.models.lora import Routes
 from riverrun.models.paged import KVType, NewTokens, PagedAttend, PagedCache, bytes_per_token
 from riverrun.models.transformer import CausalLM
 from riverrun.serve.engine import Judged, Work
@@ -47,6 +48,9 @@ class TorchEngine:
         self.model, self.dtype, self.device = model, model.dtype, torch.device(device)
         self.blocks, self.block_size = -(-tokens // BLOCK_SIZE), BLOCK_SIZE
         self.cache = PagedCache(model.config, self.blocks, BLOCK_SIZE, self.dtype, kind=kv, device=device)
+        self._routes = Routes()
+        for _, matrix in model.linears():
+            matrix.routes = self._routes
         self.kind = kv if kv != "model" else str(self.dtype).removeprefix("torch.")
 
     @classmethod
@@ -83,10 +87,21 @@ class TorchEngine:
         if any(each.key for each in work):
             counts = torch.tensor([len(each.tokens) for each in work])
             keys = torch.repeat_interleave(torch.tensor([each.key for each in work]), counts).to(self.device)
+        self._route(work)
         hidden = self.model(ids, attend.positions, attend, keys)
         ends = np.cumsum([len(each.tokens) for each in work])
         rows = np.concatenate([np.arange(end - each.wanted, end) for each, end in zip(work, ends, strict=True)])
         return hidden[torch.from_numpy(rows).to(self.device)]
+
+    def _route(self, work: Sequence[Work]) -> None:
+        """Send the tokens of each adapter's sequences through it."""
+        rows: dict[str, list[int]] = {}
+        at = 0
+        for each in work:
+            if each.adapter:
+                rows.setdefault(each.adapter, []).extend(range(at, at + len(each.tokens)))
+            at += len(each.tokens)
+        self._routes.rows = {name: torch.tensor(places, device=self.device) for name, places in rows.items()}
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor, rows: Sequence[int]) -> NDArray[np.float32]:
@@ -126,10 +141,17 @@ class TorchEngine:
             x[chosen] = torch.from_numpy(stored[name]).view(x.dtype).to(self.device)
 
     def load_adapter(self, name: str, path: Path) -> None:
-        raise InputError(f"adapter {name}: this engine takes no adapters yet")
+        try:
+            load_adapter(self.model, path)
+        finally:  # of one that failed half-way nothing stays
+            taken = self.model.take_adapters()
+        for prefix, matrix in self.model.linears():
+            own = {part: taken[key] for part in matrix.parts if (key := f"{prefix}.{part}.weight") in taken}
+            matrix.serve(name, own)
 
     def unload_adapter(self, name: str) -> None:
-        raise InputError(f"adapter {name}: this engine takes no adapters yet")
+        for _, matrix in self.model.linears():
+            matrix.serve(name, {})
 
 
 def _plain(x: Tensor) -> NDArray[Any]:

@@ -29,6 +29,7 @@ from riverrun.base.protocols import Completion, Delta, ModelInfo, Request, Score
 from riverrun.base.types import Guide, Message, SamplingParams
 from riverrun.models.load import load_checkpoint
 from riverrun.serve.blocks import root
+from riverrun.serve.draft import Lookup
 from riverrun.serve.engine import Engine
 from riverrun.serve.guided import Grammars, Guided
 from riverrun.serve.loop import Loop, Observer
@@ -66,6 +67,7 @@ class LLM:
         cache_gb: float = 0.0,
         waiting: int = 0,
         step_seconds: float = 0.1,
+        lookup: int = 0,
         codec: str = "hermes",
         engine: Engine | None = None,
         observer: Observer | None = None,
@@ -75,6 +77,7 @@ class LLM:
         `adapter` is merged into the weights, `adapters` are asked for by name. `slots`: requests that run at once;
         `waiting`: those that may wait beside them (0: any number). `kv`: how keys and values are kept. `step_seconds`:
         a prompt is computed in pieces so small that running answers wait about so long for their next token.
+        `lookup`: tokens that are guessed from what was said before and verified in one step (0: none).
         `engine` replaces the torch engine.
         """
         self._opened = load_checkpoint(Path(path), adapter=adapter)
@@ -109,6 +112,7 @@ class LLM:
             waiting=waiting,
             pace=Pace(step_seconds),
             stop_of=self._stopped,
+            draft=Lookup(lookup) if lookup else None,
             observer=observer,
         )
         for key, folder in (adapters or {}).items():

@@ -51,7 +51,7 @@ class Loop:
         waiting: int = 0,
         pace: Pace | None = None,
         stop_of: Callable[[Sequence, int], bool] = lambda sequence, token: False,
-        draft: Callable[[Sequence], tuple[int, ...]] | None = None,
+        draft: Callable[[Sequence, int], tuple[int, ...]] | None = None,
         observer: Observer | None = None,
     ) -> None:
         """`running`, `waiting`: sequences at most (waiting 0: no bound). `ends`: tokens that end an answer.
@@ -259,7 +259,8 @@ class Loop:
         if ended:
             self.end(sequence, ended)
         elif self._draft is not None and not sequence.guide:
-            sequence.drafts = self._draft(sequence)[: max(0, sequence.limit - len(sequence.output) - 1)]
+            room = max(0, sequence.limit - len(sequence.output) - 1)
+            sequence.drafts = self._draft(sequence, len(self.scheduler.running))[:room]
 
     def _append(self, sequence: Sequence, token: int) -> FinishReason | None:
         """The next token of the answer; why it is the last, if it is."""

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence as Seq
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,6 +75,7 @@ class Sequence:
     drafts: tuple[int, ...] = ()
     finish_reason: FinishReason | None = None
     watch: TextStream | None = None
+    lookup: Any = None
     keep: Callable[[Sequence], None] | None = None  # called in the loop's thread before its blocks go
     aborted: bool = False
     error: BaseException | None = None

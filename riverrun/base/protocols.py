@@ -6,13 +6,15 @@ prefix + continuation are tokenised as one text, and the continuation's tokens a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from threading import Lock
 from typing import Any, Protocol, runtime_checkable
 
 from riverrun.base.types import FinishReason, Message, SamplingParams, TokenLogprob, ToolCall, ToolSpec, Usage
 
 __all__ = [
+    "Abort",
     "Completion",
     "Delta",
     "Embedder",
@@ -36,6 +38,27 @@ class ModelInfo:
     modalities: tuple[str, ...] = ("text",)
 
 
+class Abort:
+    """Ends the requests that carry it: `set` may be called from any thread, and more than once."""
+
+    def __init__(self) -> None:
+        self._lock, self._calls, self.is_set = Lock(), list[Callable[[], None]](), False
+
+    def set(self) -> None:
+        with self._lock:
+            self.is_set, calls, self._calls = True, self._calls, []
+        for call in calls:
+            call()
+
+    def when_set(self, call: Callable[[], None]) -> None:
+        """Call it then; at once if that was before."""
+        with self._lock:
+            if not self.is_set:
+                self._calls.append(call)
+                return
+        call()
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """One generation. Either `messages` (rendered by the model's template, with `tools`) or a raw `prompt`.
@@ -52,6 +75,10 @@ class Request:
     key: str = ""
     adapter: str = ""
     timeout_seconds: float = 0.0
+    prompt_ids: tuple[int, ...] = ()
+    forced_tools: tuple[str, ...] = ()
+    parallel_tool_calls: bool = True
+    abort: Abort | None = None
 
 
 @dataclass(frozen=True, slots=True)

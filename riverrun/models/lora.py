@@ -128,7 +128,11 @@ class FusedLinear(nn.Module):
         slices, device = dict(self.slices()), self.weight.device
         if adapters:
             self._served[name] = [
-                (slices[part], each.lora_A.data.to(device, self.weight.dtype), (each.lora_B.data * each.scaling).to(device, self.weight.dtype))
+                (
+                    slices[part],
+                    each.lora_A.data.to(device, self.weight.dtype),
+                    (each.lora_B.data * each.scaling).to(device, self.weight.dtype),
+                )
                 for part, each in adapters.items()
             ]
 

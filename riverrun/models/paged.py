@@ -12,7 +12,6 @@ precision (the grid of LMDeploy's online KV quantisation, kernels/attention/quan
 from __future__ import annotations
 
 import ctypes
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -191,7 +190,9 @@ class PagedAttend:
         state = plan.state(heads * (dim + 2))
         out = torch.empty_like(q)
         scales = [cache.scales[name][layer] if cache.kind == "int8" else None for name in ("keys", "values")]
-        pointers = [x.data_ptr() if x is not None else None for x in (q, cache.keys[layer], cache.values[layer], *scales)]
+        pointers = [
+            x.data_ptr() if x is not None else None for x in (q, cache.keys[layer], cache.values[layer], *scales)
+        ]
         arrays = (plan.row_tokens, self.positions, plan.tables, plan.parts_at, plan.parts, state)
         paged = _Paged(
             *pointers, out.data_ptr(), ctypes.addressof(plan.spans), len(plan.spans), tokens,
@@ -242,7 +243,9 @@ class PagedAttend:
 class _Plan:
     """The spans of one forward: common beginnings once for all who share them, the rest for each one alone."""
 
-    def __init__(self, new: Sequence[NewTokens], tables: Sequence[NDArray[np.int64]], first: NDArray[np.int64], size: int):
+    def __init__(
+        self, new: Sequence[NewTokens], tables: Sequence[NDArray[np.int64]], first: NDArray[np.int64], size: int
+    ):
         self._rows: list[NDArray[np.int64]] = []
         self._found: list[tuple[int, int, int, int, int]] = []
         self._rows_at = 0

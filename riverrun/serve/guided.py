@@ -76,7 +76,9 @@ class Grammars:
             raise InputError("the model has no end token: a guided answer could not end")
         self._names, self._size = dict(names), size
         words = _Words(list(pieces) + [b""] * (size - len(pieces)), list(special), ends[0], encode)
-        self._tokenizer = self._library.LLTokenizer(self._library.TokenizerWrapper(words), n_vocab=size, eos_token=list(ends))
+        self._tokenizer = self._library.LLTokenizer(
+            self._library.TokenizerWrapper(words), n_vocab=size, eos_token=list(ends)
+        )
         self._known: OrderedDict[str, Any] = OrderedDict()
 
     def guided(self, guide: Guide) -> Guided:
@@ -97,11 +99,20 @@ class Grammars:
         kinds = self._library.LLMatcher
         try:
             if guide.kind == "json_schema":
-                return str(kinds.grammar_from_json_schema(guide.value, overrides={"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}))
+                return str(
+                    kinds.grammar_from_json_schema(
+                        guide.value,
+                        overrides={"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "},
+                    )
+                )
             if guide.kind == "regex":
                 return str(kinds.grammar_from_regex(guide.value))
             if guide.kind == "choice":
-                return str(kinds.grammar_from_lark("start: " + " | ".join(json.dumps(each) for each in json.loads(guide.value))))
+                return str(
+                    kinds.grammar_from_lark(
+                        "start: " + " | ".join(json.dumps(each) for each in json.loads(guide.value))
+                    )
+                )
             return str(kinds.grammar_from_lark(self._with_tokens(guide.value)))
         except ValueError as error:
             raise InputError(f"the {guide.kind} cannot be used: {_first_line(str(error))}") from None

@@ -13,7 +13,8 @@ import asyncio
 import queue
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence as Seq
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import Sequence as Seq
 from contextlib import suppress
 from functools import cached_property, partial
 from pathlib import Path
@@ -87,7 +88,7 @@ class LLM:
         self._context = context or min(longest or 4096, 4096)
         shown = name or Path(path).stem
         tokenizer, template = self._opened.tokenizer, self._opened.template
-        self._texts = Texts(tokenizer, template, get_codec(codec), shown, self._context)
+        self._texts = Texts(tokenizer, template, get_codec(codec), shown, self._context, self._opened.config.vocab_size)
         self._info = ModelInfo(shown, self._opened.digest(), self._context, template.sha256)
         self._adapters: dict[str, str] = {}
         self._grammars: Grammars | None = None
@@ -187,7 +188,15 @@ class LLM:
             ids = [*before, *after]
             key = self._loop.engine.position_key(len(before))
             sequences.append(
-                self._new(ids[:-1], SamplingParams(), adapter, "score", looked_from=len(before) - 1, targets=after, position_key=key)
+                self._new(
+                    ids[:-1],
+                    SamplingParams(),
+                    adapter,
+                    "score",
+                    looked_from=len(before) - 1,
+                    targets=after,
+                    position_key=key,
+                )
             )
         self._submit(sequences)
         scores = []
@@ -251,6 +260,20 @@ class LLM:
             out.append([float(x) for x in sequence.sum / max(float(np.linalg.norm(sequence.sum)), 1e-12)])
         return out
 
+    # ---- tokens --------------------------------------------------------------------------------------------------
+
+    def tokenize(self, request: Request) -> list[int]:
+        """The ids of a request's prompt, as the model would see it."""
+        return self._texts.prompt(request)
+
+    def detokenize(self, ids: Seq[int]) -> str:
+        """The text of ids, special tokens as they are written."""
+        return self._texts.tokenizer.decode(ids, skip_special=False)
+
+    def piece(self, token: int) -> bytes:
+        """The bytes that a token stands for."""
+        return self._texts.piece(token)
+
     # ---- the same for callers that wait in an event loop ---------------------------------------------------------
 
     async def agenerate(self, requests: Seq[Request]) -> list[Completion]:
@@ -280,7 +303,9 @@ class LLM:
     def load_adapter(self, name: str, path: Path) -> None:
         """Load an adapter in PEFT's layout while requests run; a name that is taken is refused."""
         if not name or name in self._adapters:
-            raise InputError(f"an adapter named '{name}' is loaded already: unload it first" if name else "name the adapter")
+            raise InputError(
+                f"an adapter named '{name}' is loaded already: unload it first" if name else "name the adapter"
+            )
         self._loop.run(lambda: self._loop.engine.load_adapter(name, Path(path)))
         # blocks are named by what the adapter is: another one under this name finds none of them
         self._adapters[name] = digest_file(Path(path) / "adapter_model.safetensors")
@@ -302,7 +327,9 @@ class LLM:
         """What names its blocks."""
         if name and name not in self._adapters:
             known = ", ".join(self._adapters) or "none"
-            raise InputError(f"model '{self._info.name}' has no adapter '{name}' (loaded: {known}).{nearest(name, self._adapters)}")
+            raise InputError(
+                f"model '{self._info.name}' has no adapter '{name}' (loaded: {known}).{nearest(name, self._adapters)}"
+            )
         return self._adapters[name] if name else ""
 
     def forget(self) -> None:
@@ -355,15 +382,23 @@ class LLM:
     def _sequence(self, request: Request, keep: Keep | None = None) -> Sequence:
         params = request.params
         ids = self._texts.prompt(request)
-        guide = self._guided(params.guide) if params.guide else None
+        wanted = self._texts.guide(request)
+        guide = self._guided(wanted) if wanted else None
         ends = {*self._texts.tokenizer.end_ids, *params.stop_ids}
         sampler = Sampler(params, ids, ends=ends, bad=self._texts.bad_words(params.bad_words))
         deadline = time.monotonic() + request.timeout_seconds if request.timeout_seconds else 0.0
         looked = {"looked_from": 0} if params.prompt_logprobs is not None else {}
-        return self._new(
+        sequence = self._new(
             ids, params, request.adapter, "answer", stops=self._texts.stops(request), key=request.key, sampler=sampler,
             guide=guide, deadline=deadline, keep=keep, **looked,
         )  # fmt: skip
+        if request.abort is not None:
+            request.abort.when_set(partial(self._abort, sequence))
+        return sequence
+
+    def _abort(self, sequence: Sequence) -> None:
+        sequence.aborted = True
+        self._loop.wake()
 
     def _guided(self, guide: Guide) -> Guided:
         with self._lock:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence as Seq
+from collections.abc import Callable
+from collections.abc import Sequence as Seq
 from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any, TypeVar
@@ -68,7 +69,9 @@ class Loop:
         self._closed = False
         self._pending = 0  # submitted and not ended
         opened: Future[None] = Future()
-        self._thread = threading.Thread(target=self._serve, args=(open_engine, opened), name="riverrun-loop", daemon=True)
+        self._thread = threading.Thread(
+            target=self._serve, args=(open_engine, opened), name="riverrun-loop", daemon=True
+        )
         self._thread.start()
         opened.result()
 
@@ -77,7 +80,11 @@ class Loop:
     def submit(self, sequences: Seq[Sequence]) -> None:
         """All or none. BusyError when more would wait than may, CapacityError for one that no pool could hold."""
         for sequence in sequences:
-            needed = min(sequence.length + sequence.limit, sequence.context) if sequence.wanted == "answer" else sequence.length
+            needed = (
+                min(sequence.length + sequence.limit, sequence.context)
+                if sequence.wanted == "answer"
+                else sequence.length
+            )
             if (room := self.pool.total * self.pool.size) < needed:
                 raise CapacityError(
                     f"the request may take {needed} tokens of keys and values, the cache of '{self._name}' holds {room}: "
@@ -282,6 +289,10 @@ class Loop:
 
     def _ended(self, sequence: Sequence, token: int) -> FinishReason | None:
         params = sequence.params
-        if (token in self._ends and not params.ignore_end) or token in params.stop_ids or self._stop_of(sequence, token):
+        if (
+            (token in self._ends and not params.ignore_end)
+            or token in params.stop_ids
+            or self._stop_of(sequence, token)
+        ):
             return "stop"
         return "length" if sequence.is_full else None

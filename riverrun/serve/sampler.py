@@ -59,12 +59,20 @@ class Sampler:
     """
 
     def __init__(
-        self, params: SamplingParams, prompt: Sequence[int], *, ends: Iterable[int] = (), bad: Sequence[Sequence[int]] = ()
+        self,
+        params: SamplingParams,
+        prompt: Sequence[int],
+        *,
+        ends: Iterable[int] = (),
+        bad: Sequence[Sequence[int]] = (),
     ) -> None:
         self.params, self.random = params, generator(params)
         self.plain = params.plain and not params.min_tokens
         self._ends, self._bad = np.fromiter(ends, np.int64), [tuple(word) for word in bad if word]
-        self._bias = (np.array(list(params.logit_bias), np.int64), np.array(list(params.logit_bias.values()), np.float32))
+        self._bias = (
+            np.array(list(params.logit_bias), np.int64),
+            np.array(list(params.logit_bias.values()), np.float32),
+        )
         self._seen: dict[int, None] = {}
         self._said: Counter[int] = Counter()
         self._after: defaultdict[tuple[int, ...], set[int]] = defaultdict(set)

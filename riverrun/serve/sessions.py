@@ -10,7 +10,8 @@ import json
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Sequence as Seq
+from collections.abc import Iterator
+from collections.abc import Sequence as Seq
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +21,7 @@ from riverrun.base.artifacts import atomic_file
 from riverrun.base.errors import BusyError, InputError, IntegrityError
 from riverrun.base.optional import require
 from riverrun.base.protocols import Completion, Delta, Request
-from riverrun.base.types import Message, SamplingParams, ToolSpec
+from riverrun.base.types import Message, SamplingParams, ToolCall
 from riverrun.serve.blocks import Digest, chain
 from riverrun.serve.request import Sequence
 
@@ -50,31 +51,26 @@ class Session:
         self.used = time.monotonic()
         self._table, self._turn, self.pins, self.is_closed = table, threading.Lock(), _Pins(), False
 
-    def ask(
-        self, turn: str | Seq[Message], params: SamplingParams | None = None, *, tools: Seq[ToolSpec] = (), key: str = "",
-        timeout_seconds: float = 0.0,
-    ) -> Completion:  # fmt: skip
-        """The answer to a new turn; both are remembered."""
+    def ask(self, turn: str | Seq[Message], params: SamplingParams | None = None, **rest: Any) -> Completion:
+        """The answer to a new turn; both are remembered. `rest` goes to `Request`: tools, key, timeout_seconds, abort."""
         with self._begun(turn) as messages:
-            request = Request(messages, "", tuple(tools), params or SamplingParams(), key, self.adapter, timeout_seconds)
+            request = Request(messages, params=params or SamplingParams(), adapter=self.adapter, **rest)
             [done] = self._table.llm.generate([request], keep=self._keep)
-            self._said(messages, done.message)
+            if done.finish_reason != "abort":
+                self._said(messages, done.message)
             return done
 
-    def stream(
-        self, turn: str | Seq[Message], params: SamplingParams | None = None, *, tools: Seq[ToolSpec] = (), key: str = "",
-        timeout_seconds: float = 0.0,
-    ) -> Iterator[Delta]:  # fmt: skip
-        """The same as it is written. A stream that is closed early leaves the conversation as it was before the turn."""
+    def stream(self, turn: str | Seq[Message], params: SamplingParams | None = None, **rest: Any) -> Iterator[Delta]:
+        """The same as it is written. A turn that is aborted leaves the conversation as it was before it."""
         with self._begun(turn) as messages:
-            request = Request(messages, "", tuple(tools), params or SamplingParams(), key, self.adapter, timeout_seconds)
+            request = Request(messages, params=params or SamplingParams(), adapter=self.adapter, **rest)
             deltas = self._table.llm.stream(request, keep=self._keep)
-            text, calls = [], []
+            text, calls = list[str](), list[ToolCall]()
             try:
                 for delta in deltas:
                     text.append(delta.text)
                     calls += delta.tool_calls
-                    if delta.finish_reason is not None:
+                    if delta.finish_reason not in (None, "abort"):
                         self._said(messages, Message.of("assistant", "".join(text), tool_calls=tuple(calls)))
                     yield delta
             finally:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence as Seq
+from collections.abc import Iterator
+from collections.abc import Sequence as Seq
 from functools import cached_property
 
 from riverrun.base.errors import CapacityError, InputError
 from riverrun.base.protocols import Completion, Delta, Request
-from riverrun.base.types import FinishReason, Message, Text, TokenLogprob, ToolCall, Usage
+from riverrun.base.types import FinishReason, Guide, Message, Text, TokenLogprob, ToolCall, Usage
 from riverrun.models.chat import ChatTemplate
 from riverrun.models.token_bytes import token_bytes
 from riverrun.models.tokenizer import Tokenizer
@@ -23,16 +24,24 @@ __all__ = ["Texts"]
 class Texts:
     """What one model writes and reads."""
 
-    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate, codec: Codec, name: str, context: int) -> None:
-        self.tokenizer, self.template, self.codec, self.name, self.context = tokenizer, template, codec, name, context
+    def __init__(
+        self, tokenizer: Tokenizer, template: ChatTemplate, codec: Codec, name: str, context: int, vocabulary: int
+    ) -> None:
+        """`vocabulary`: ids that the model has, which may be more than the tokenizer's."""
+        self.tokenizer, self.template, self.codec, self.name = tokenizer, template, codec, name
+        self.context, self.vocabulary = context, vocabulary
 
     # ---- in
 
     def prompt(self, request: Request) -> list[int]:
         """Ids of a request; CapacityError when no token is left for the answer."""
-        if request.prompt and request.messages:
+        if sum(map(bool, (request.prompt, request.messages, request.prompt_ids))) > 1:
             raise InputError("a request has either messages or a prompt, this one has both")
-        if request.prompt:
+        if request.prompt_ids:
+            ids = list(request.prompt_ids)
+            if wrong := [i for i in ids if not 0 <= i < self.vocabulary]:
+                raise InputError(f"token {wrong[0]} does not exist: ids go from 0 to {self.vocabulary - 1}")
+        elif request.prompt:
             ids = self.tokenizer.encode(request.prompt)
         elif request.messages:
             lowered = self.codec.lower(request.messages, request.tools)
@@ -51,6 +60,17 @@ class Texts:
                 "shorten the conversation"
             )
         return ids
+
+    def guide(self, request: Request) -> Guide | None:
+        """What the answer must look like: as asked for, or a call of a tool that must be called."""
+        if not request.forced_tools:
+            return request.params.guide
+        if request.params.guide:
+            raise InputError("an answer cannot follow a guide and be a tool call: leave one of them out")
+        tools = [tool for tool in request.tools if tool.name in request.forced_tools]
+        if unknown := set(request.forced_tools) - {tool.name for tool in tools}:
+            raise InputError(f"tool '{min(unknown)}' is to be called and is not among the tools: add it")
+        return Guide("grammar", self.codec.grammar(tools, parallel=request.parallel_tool_calls))
 
     def stops(self, request: Request) -> tuple[str, ...]:
         return request.params.stop + (self.codec.stops if request.tools else ())
@@ -154,8 +174,8 @@ class Texts:
         yield Delta(finish_reason="tool_calls" if called else reason, usage=usage)
 
     def logprob(self, chosen: Chosen) -> TokenLogprob:
-        near = tuple(TokenLogprob(i, self._piece(i), p) for i, p in chosen.top)
-        return TokenLogprob(chosen.token, self._piece(chosen.token), chosen.logprob, near)
+        near = tuple(TokenLogprob(i, self.piece(i), p) for i, p in chosen.top)
+        return TokenLogprob(chosen.token, self.piece(chosen.token), chosen.logprob, near)
 
     def _prompt_logprobs(self, sequence: Sequence) -> tuple[TokenLogprob, ...]:
         if sequence.params.prompt_logprobs is None:
@@ -165,7 +185,8 @@ class Texts:
             for token, found in zip(sequence.prompt[1:], sequence.judged, strict=True)
         )
 
-    def _piece(self, token: int) -> bytes:
+    def piece(self, token: int) -> bytes:
+        """The bytes that a token stands for."""
         return self.token_bytes[token] if token < len(self.token_bytes) else b""
 
     @cached_property

@@ -124,6 +124,7 @@ class Guard:
         headers = dict(reversed(scope["headers"]))
         given_id = headers.get(b"x-request-id", b"")
         request_id = given_id.decode() if _REQUEST_ID.fullmatch(given_id) else uuid.uuid4().hex
+        scope["riverrun.request_id"] = request_id
         started = False
 
         async def send_marked(event: Event) -> None:

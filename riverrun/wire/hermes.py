@@ -25,6 +25,8 @@ from riverrun.wire.hermes_stream import HermesParser
 
 __all__ = ["HERMES", "Hermes"]
 
+GRAMMAR_SPACES = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+"""Of JSON that a grammar writes: as json.dumps puts them."""
 _HOW = 'To call one: <tool_call>\n{"name", "arguments"}\n</tool_call>'
 _TAG = re.compile(r"<(?=/?(?:tool_call|tool_response|think)\b)")
 _JSON_ESCAPE = re.compile(r"\\\\|\\b|\\f|[\ud800-\udfff]")
@@ -85,6 +87,20 @@ class Hermes:
         if message.role == "user":
             return Message.of("user", _defuse(text))
         return message
+
+    def grammar(self, tools: Sequence[ToolSpec], *, parallel: bool) -> str:
+        """Every call as `render_call` writes it."""
+        calls = " | ".join(f"call_{number}" for number in range(len(tools)))
+        more = ' ("\\n" call)*' if parallel else ""
+        lines = [f"start: call{more}", f'call: "<tool_call>" "\\n" ({calls}) "\\n" "</tool_call>"']
+        for number, tool in enumerate(tools):
+            head = json.dumps(
+                '{"name": ' + json.dumps(tool.name, ensure_ascii=False) + ', "arguments": ', ensure_ascii=False
+            )
+            schema = {"type": "object", **tool.parameters, "x-guidance": GRAMMAR_SPACES}
+            lines.append(f'call_{number}: {head} arguments_{number} "}}"')
+            lines.append(f"arguments_{number}: %json {json.dumps(schema, ensure_ascii=False)}")
+        return "\n".join(lines)
 
     def parse(self, text: str, tools: Sequence[ToolSpec] = ()) -> Parsed:
         parser = self.parser(tools)

@@ -29,7 +29,9 @@ def config(heads: int, kv_heads: int, dim: int, window: int | None = None):  # t
 class Case:
     """Sequences with a past in blocks scattered over a cache, some of which begin with the same blocks."""
 
-    def __init__(self, shape, plan: list[tuple[int, int]], shared: int, dtype: torch.dtype, kind: str, seed: int) -> None:  # type: ignore[no-untyped-def]
+    def __init__(
+        self, shape, plan: list[tuple[int, int]], shared: int, dtype: torch.dtype, kind: str, seed: int
+    ) -> None:  # type: ignore[no-untyped-def]
         self.config, self.plan = shape, plan
         generator = torch.Generator().manual_seed(seed)
         rng = random.Random(seed)
@@ -58,7 +60,9 @@ class Case:
         for each, k, v in zip(self.new, self.keys, self.values, strict=True):
             places = torch.arange(each.start)
             if len(places):
-                self.cache.write(0, torch.tensor(each.table)[places // SIZE], places % SIZE, k[: each.start], v[: each.start])
+                self.cache.write(
+                    0, torch.tensor(each.table)[places // SIZE], places % SIZE, k[: each.start], v[: each.start]
+                )
         self.q = made(sum(count for _, count in plan), heads)
 
     def run(self) -> torch.Tensor:
@@ -75,7 +79,12 @@ class Case:
         window = self.config.windows[0] if self.config.windows else None
         for each, k, v in zip(self.new, self.keys, self.values, strict=True):
             end = each.start + each.count
-            q = self.q[at : at + each.count].double().transpose(0, 1).reshape(1, kv_heads, heads // kv_heads, each.count, -1)
+            q = (
+                self.q[at : at + each.count]
+                .double()
+                .transpose(0, 1)
+                .reshape(1, kv_heads, heads // kv_heads, each.count, -1)
+            )
             mask = additive(visible(torch.arange(each.start, end), torch.arange(end), window), torch.float64)
             found = grouped_attention(q, k.double().transpose(0, 1)[None], v.double().transpose(0, 1)[None], mask)
             out.append(found.reshape(heads, each.count, -1).transpose(0, 1))
@@ -125,7 +134,9 @@ def test_bfloat16_is_as_close_as_its_weights_are(level: str, plan: str) -> None:
 
 @pytest.mark.parametrize("plan", list(PLANS))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_kernels_read_codes_as_torch_does(level: str, plan: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernels_read_codes_as_torch_does(
+    level: str, plan: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
     case = Case(config(6, 2, 32), *PLANS[plan], dtype, "int8", 3)
     found = case.run()
     monkeypatch.setattr(native, "fits", lambda *_: False)
@@ -158,11 +169,17 @@ def test_bytes_of_a_token() -> None:
         shape = config(4, 2, dim)
         assert bytes_per_token(shape, "int8", 2) <= most * bytes_per_token(shape, "model", 2)
         cache = PagedCache(shape, 4, SIZE, torch.bfloat16, kind="int8")
-        assert sum(x.numel() * x.element_size() for _, x in cache.tensors()) == 4 * SIZE * bytes_per_token(shape, "int8", 2)
+        assert sum(x.numel() * x.element_size() for _, x in cache.tensors()) == 4 * SIZE * bytes_per_token(
+            shape, "int8", 2
+        )
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
-@given(st.lists(st.tuples(st.integers(0, 150), st.sampled_from([1, 1, 1, 2, 7, 40])), min_size=1, max_size=7), st.sampled_from([0, 32, 64]), st.integers(0, 9))
+@given(
+    st.lists(st.tuples(st.integers(0, 150), st.sampled_from([1, 1, 1, 2, 7, 40])), min_size=1, max_size=7),
+    st.sampled_from([0, 32, 64]),
+    st.integers(0, 9),
+)
 def test_any_mixture_of_answers_and_prompts(plan: list[tuple[int, int]], shared: int, seed: int) -> None:
     case = Case(config(4, 2, 16), plan, shared, torch.float32, "model", seed)
     assert torch.allclose(case.run().double(), case.wanted(), atol=2e-6, rtol=1e-5)

@@ -34,6 +34,8 @@ def make_app(
     require("fastapi", extra="serve")
     from fastapi import Response
 
+    from riverrun.serve.http.desk import Desk
+    from riverrun.serve.http.more import add_more
     from riverrun.serve.http.openai import add_routes
 
     app = make_web_app(
@@ -43,7 +45,9 @@ def make_app(
         allowed_hosts=allowed_hosts,
         open_paths=("/", "/health") if page else ("/health",),
     )
-    add_routes(app, models, keep_alive_seconds=keep_alive_seconds)
+    desk = Desk(models, keep_alive_seconds=keep_alive_seconds)
+    add_routes(app, desk)
+    add_more(app, desk)
     if page:
         from riverrun.serve.page import chat_page
 

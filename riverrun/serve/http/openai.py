@@ -8,48 +8,49 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from pydantic import BaseModel
 
-from riverrun.base.protocols import Completion, Delta, LanguageModel
-from riverrun.base.types import ToolCall, Usage
+from riverrun.base.protocols import Completion, Delta
+from riverrun.base.protocols import Request as Asked
+from riverrun.base.types import TokenLogprob, ToolCall, Usage
+from riverrun.serve.http.desk import Desk, Place, key_of, read_request
 from riverrun.serve.http.schema import (
     ChatBody,
     CompletionBody,
     ScoreBody,
-    chat_request,
+    chat_requests,
     completion_requests,
-    read_body,
     score_prefix,
 )
-from riverrun.serve.http.streaming import EventStream, run_in_thread
-from riverrun.web.app import parse_json
+from riverrun.serve.http.streaming import run_in_thread
 from riverrun.web.errors import HttpError, json_bytes
 
-__all__ = ["add_routes"]
-
-M = TypeVar("M", bound=BaseModel)
+__all__ = ["add_post", "add_routes", "usage_body"]
 
 
-def add_routes(app: FastAPI, models: Mapping[str, LanguageModel], *, keep_alive_seconds: float) -> None:
-    """Mount the routes over `models`, which may change while the server runs."""
-    routes = _Routes(models, keep_alive_seconds)
+def add_routes(app: FastAPI, desk: Desk) -> None:
+    """Mount the routes over the desk's models, which may change while the server runs."""
+    routes = _Routes(desk)
     add: Callable[..., None] = app.add_api_route
     add("/v1/models", routes.list_models, methods=["GET"], summary="The models served")
     add("/v1/models/{model:path}", routes.get_model, methods=["GET"], summary="One model")
-    for path, endpoint, body, summary in (
-        ("/v1/chat/completions", routes.chat, ChatBody, "Answer a conversation"),
-        ("/v1/completions", routes.complete, CompletionBody, "Continue a text"),
-        ("/v1/score", routes.score, ScoreBody, "Log-probabilities of continuations"),
-    ):
-        schema = body.model_json_schema(ref_template="#/components/schemas/{model}")
-        app_schemas = schema.pop("$defs", {})
-        content = {"application/json": {"schema": _inline(schema, app_schemas)}}
-        extra = {"requestBody": {"required": True, "content": content}}
-        add(path, endpoint, methods=["POST"], summary=summary, openapi_extra=extra)
+    add_post(app, "/v1/chat/completions", routes.chat, ChatBody, "Answer a conversation")
+    add_post(app, "/v1/completions", routes.complete, CompletionBody, "Continue a text")
+    add_post(app, "/v1/score", routes.score, ScoreBody, "Log-probabilities of continuations")
+
+
+def add_post(app: FastAPI, path: str, endpoint: Callable[..., Any], body: type[BaseModel], summary: str) -> None:
+    """A route whose body is documented in /openapi.json."""
+    schema = body.model_json_schema(ref_template="#/components/schemas/{model}")
+    definitions = schema.pop("$defs", {})
+    content = {"application/json": {"schema": _inline(schema, definitions)}}
+    extra = {"requestBody": {"required": True, "content": content}}
+    add: Callable[..., None] = app.add_api_route
+    add(path, endpoint, methods=["POST"], summary=summary, openapi_extra=extra)
 
 
 def _inline(schema: Any, definitions: Mapping[str, Any]) -> Any:
@@ -62,75 +63,87 @@ def _inline(schema: Any, definitions: Mapping[str, Any]) -> Any:
 
 
 class _Routes:
-    def __init__(self, models: Mapping[str, LanguageModel], keep_alive_seconds: float) -> None:
-        self.models, self.keep_alive_seconds = models, keep_alive_seconds
+    def __init__(self, desk: Desk) -> None:
+        self.desk = desk
         self.created = int(time.time())
 
     async def list_models(self) -> Response:
-        data = [await self._card(name) for name in list(self.models)]
+        data = [await self._card(name) for name in self.desk.names()]
         return _json({"object": "list", "data": data})
 
     async def get_model(self, model: str) -> Response:
-        self._find(model)
         return _json(await self._card(model))
 
     async def chat(self, request: Request) -> Response:
-        body = await _read(request, ChatBody)
-        model, asked = self._find(body.model), chat_request(body)
+        body = await read_request(request, ChatBody)
+        place, asked = self.desk.find(body.model), chat_requests(body, key=key_of(request))
+        head = _head("chatcmpl", "chat.completion.chunk" if body.stream else "chat.completion", body.model)
         if body.stream:
             usage = body.stream_options is not None and body.stream_options.include_usage
-            head = _head("chatcmpl", "chat.completion.chunk", body.model)
-            return EventStream(
-                lambda: model.stream(asked), ChatChunks(head, usage), keep_alive_seconds=self.keep_alive_seconds
-            )
-        [completion] = await run_in_thread(lambda: model.generate([asked]))
-        choice: dict[str, Any] = {
-            "index": 0,
-            "message": _message(completion),
-            "logprobs": None,
-            "finish_reason": completion.finish_reason,
-        }
-        if completion.steps:
-            choice["steps"] = list(completion.steps)
-        head = _head("chatcmpl", "chat.completion", body.model)
-        return _json({**head, "choices": [choice], "usage": _usage(completion.usage)})
+            return self.desk.stream(request, place, asked, ChatChunks(head, usage, body.logprobs, answers=body.n))
+        completions = await self.desk.run(request, place, asked)
+        choices = []
+        for index, completion in enumerate(completions):
+            choice: dict[str, Any] = {
+                "index": index,
+                "message": _message(completion),
+                "logprobs": _chat_logprobs(completion.logprobs) if body.logprobs else None,
+                "finish_reason": completion.finish_reason,
+            }
+            if completion.steps:
+                choice["steps"] = list(completion.steps)
+            choices.append(choice)
+        more = _prompt_part(completions[0])
+        return _json({**head, "choices": choices, "usage": usage_of(completions, body.n), **more})
 
     async def complete(self, request: Request) -> Response:
-        body = await _read(request, CompletionBody)
-        model, asked = self._find(body.model), completion_requests(body)
+        body = await read_request(request, CompletionBody)
+        place, asked = self.desk.find(body.model), completion_requests(body, key=key_of(request))
         head = _head("cmpl", "text_completion", body.model)
         if body.stream:
+            if body.echo:
+                raise HttpError(400, "'echo' = true is not supported with 'stream'", code="unsupported", param="echo")
             usage = body.stream_options is not None and body.stream_options.include_usage
-            return EventStream(
-                lambda: model.stream(asked[0]), TextChunks(head, usage), keep_alive_seconds=self.keep_alive_seconds
-            )
-        completions = await run_in_thread(lambda: model.generate(asked))
-        choices = [_text_choice(c.message.text, c.finish_reason, i) for i, c in enumerate(completions)]
-        return _json({**head, "choices": choices, "usage": _usage(Usage.total(c.usage for c in completions))})
+            chunks = TextChunks(head, usage, body.logprobs is not None, prompts=len(asked) // body.n, answers=body.n)
+            return self.desk.stream(request, place, asked, chunks)
+        completions = await self.desk.run(request, place, asked)
+        choices = [
+            await self._text_choice(body, place, request, completion, index)
+            for index, (request, completion) in enumerate(zip(asked, completions, strict=True))
+        ]
+        more = _prompt_part(completions[0]) if len(completions) == 1 else {}
+        return _json({**head, "choices": choices, "usage": usage_of(completions, body.n), **more})
+
+    async def _text_choice(
+        self, body: CompletionBody, place: Place, asked: Asked, completion: Completion, index: int
+    ) -> dict[str, Any]:
+        text, shown = completion.message.text, list(completion.logprobs)
+        before: list[TokenLogprob] = []
+        if not body.max_tokens:  # the prompt alone was to be looked at
+            text, shown = "", []
+        if body.echo:
+            prompt = asked.prompt or await run_in_thread(lambda: place.texts().detokenize(asked.prompt_ids))
+            if body.logprobs is not None:
+                first = (await run_in_thread(lambda: place.texts().tokenize(asked)))[0]
+                before = [TokenLogprob(first, place.texts().piece(first), float("nan")), *completion.prompt_logprobs]
+            text = prompt + text
+        logprobs = _text_logprobs([*before, *shown]) if body.logprobs is not None else None
+        return _text_choice(text, completion.finish_reason, index, logprobs)
 
     async def score(self, request: Request) -> Response:
-        body = await _read(request, ScoreBody)
-        model, prefix = self._find(body.model), score_prefix(body)
-        scores = await run_in_thread(lambda: model.score(prefix, body.continuations))
+        body = await read_request(request, ScoreBody)
+        place, prefix = self.desk.find(body.model), score_prefix(body)
+        scores = await run_in_thread(lambda: place.score(prefix, body.continuations))
         data = [
             {"index": i, "logprobs": list(s.logprobs), "is_greedy": s.is_greedy, "total": s.total}
             for i, s in enumerate(scores)
         ]
         return _json({"object": "list", "model": body.model, "data": data})
 
-    def _find(self, name: str) -> LanguageModel:
-        model = self.models.get(name)
-        if model is None:
-            known = ", ".join(self.models) or "none"
-            raise HttpError(
-                404, f"there is no model '{name}': this server has {known}", code="model_not_found", param="model"
-            )
-        return model
-
     async def _card(self, name: str) -> dict[str, Any]:
-        model = self._find(name)
-        info = await run_in_thread(lambda: model.info)
-        return {
+        place = self.desk.find(name)
+        info = await run_in_thread(lambda: place.model.info)
+        card = {
             "id": name,
             "object": "model",
             "created": self.created,
@@ -140,11 +153,7 @@ class _Routes:
             "template_sha256": info.template_sha256,
             "modalities": list(info.modalities),
         }
-
-
-async def _read(request: Request, model: type[M]) -> M:
-    data = parse_json(await request.body(), request.headers.get("content-type", ""))
-    return read_body(model, data)  # type: ignore[type-var]
+        return card | ({"parent": place.name} if place.adapter else {})
 
 
 def _json(value: Any) -> Response:
@@ -155,7 +164,17 @@ def _head(prefix: str, kind: str, model: str) -> dict[str, Any]:
     return {"id": f"{prefix}-{uuid.uuid4().hex}", "object": kind, "created": int(time.time()), "model": model}
 
 
-def _usage(usage: Usage) -> dict[str, Any]:
+def usage_of(completions: Sequence[Completion], answers: int) -> dict[str, Any]:
+    """The counts of all; a prompt with several answers counts once."""
+    return usage_body(total_of([completion.usage for completion in completions], answers))
+
+
+def total_of(usages: Sequence[Usage], answers: int) -> Usage:
+    first = Usage.total(usages[::answers])
+    return Usage(first.prompt_tokens, sum(usage.completion_tokens for usage in usages), first.cached_tokens)
+
+
+def usage_body(usage: Usage) -> dict[str, Any]:
     return {
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
@@ -179,54 +198,131 @@ def _message(completion: Completion) -> dict[str, Any]:
     return out
 
 
-def _text_choice(text: str, reason: str | None, index: int = 0) -> dict[str, Any]:
-    return {"index": index, "text": text, "logprobs": None, "finish_reason": reason}
+def _text_choice(
+    text: str, reason: str | None, index: int = 0, logprobs: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
 
 
-class ChatChunks:
+def _prompt_part(completion: Completion) -> dict[str, Any]:
+    """The prompt's tokens with their chances, in vLLM's form: one mapping by token id for each, null for the first."""
+    if not completion.prompt_logprobs:
+        return {}
+    rows: list[dict[str, Any] | None] = [None]
+    for token in completion.prompt_logprobs:
+        near = {each.id: each for each in (*token.top, token)}
+        rows.append({
+            str(each.id): {"logprob": each.logprob, "decoded_token": _shown(each)} for each in near.values()
+        })  # fmt: skip
+    return {"prompt_logprobs": rows}
+
+
+def _shown(token: TokenLogprob) -> str:
+    return token.piece.decode("utf-8", "replace")
+
+
+def _chat_logprobs(tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
+    def one(token: TokenLogprob) -> dict[str, Any]:
+        return {"token": _shown(token), "logprob": token.logprob, "bytes": list(token.piece)}
+
+    content = [one(token) | {"top_logprobs": [one(each) for each in token.top]} for token in tokens]
+    return {"content": content, "refusal": None}
+
+
+def _text_logprobs(tokens: Sequence[TokenLogprob], offset: int = 0) -> dict[str, Any]:
+    """The form of /v1/completions; a first token without a chance has null."""
+    offsets = []
+    for token in tokens:
+        offsets.append(offset)
+        offset += len(_shown(token))
+    known = [None if token.logprob != token.logprob else token.logprob for token in tokens]
+    near = [
+        None if logprob is None else {_shown(each): each.logprob for each in (token.top or (token,))}
+        for token, logprob in zip(tokens, known, strict=True)
+    ]
+    return {
+        "tokens": [_shown(token) for token in tokens],
+        "token_logprobs": known,
+        "top_logprobs": near,
+        "text_offset": offsets,
+    }
+
+
+class _Chunks:
+    """Several answers of one request in one stream: choices say by `index` which they belong to."""
+
+    def __init__(
+        self,
+        head: Mapping[str, Any],
+        include_usage: bool,
+        logprobs: bool = False,
+        *,
+        prompts: int = 1,
+        answers: int = 1,
+    ) -> None:
+        self.head, self.include_usage, self.logprobs, self.answers = head, include_usage, logprobs, answers
+        self.count = prompts * answers
+        self.usages: dict[int, Usage] = {}
+
+    def _end(self, index: int, usage: Usage | None) -> list[dict[str, Any]]:
+        """The counts of all, when the last answer is over."""
+        self.usages[index] = usage or Usage()
+        if not self.include_usage or len(self.usages) < self.count:
+            return []
+        usages = [self.usages[number] for number in range(self.count)]
+        return [{**self.head, "choices": [], "usage": usage_body(total_of(usages, self.answers))}]
+
+
+class ChatChunks(_Chunks):
     """Deltas of a chat as OpenAI chunks: role first, then text, steps and tool calls, the finish, the usage."""
 
-    def __init__(self, head: Mapping[str, Any], include_usage: bool) -> None:
-        self.head, self.include_usage, self.calls = head, include_usage, 0
+    def __init__(self, head: Mapping[str, Any], include_usage: bool, logprobs: bool = False, **counts: int) -> None:
+        super().__init__(head, include_usage, logprobs, **counts)
+        self.calls = [0] * self.count
 
     def start(self) -> list[dict[str, Any]]:
-        return [self._chunk({"role": "assistant", "content": ""})]
+        return [self._chunk({"role": "assistant", "content": ""}, index) for index in range(self.count)]
 
-    def delta(self, delta: Delta) -> list[dict[str, Any]]:
+    def delta(self, delta: Delta, index: int = 0) -> list[dict[str, Any]]:
         out = []
-        if delta.text:
-            out.append(self._chunk({"content": delta.text}))
+        if delta.text or delta.logprobs:
+            known = {"logprobs": _chat_logprobs(delta.logprobs)} if self.logprobs and delta.logprobs else {}
+            out.append(self._chunk({"content": delta.text}, index, **known))
         if delta.step is not None:
-            out.append(self._chunk({}, step=dict(delta.step)))
+            out.append(self._chunk({}, index, step=dict(delta.step)))
         for call in delta.tool_calls:
-            out.append(self._chunk({"tool_calls": [{"index": self.calls, **_call(call)}]}))
-            self.calls += 1
+            out.append(self._chunk({"tool_calls": [{"index": self.calls[index], **_call(call)}]}, index))
+            self.calls[index] += 1
         if delta.finish_reason is not None:
-            out.append(self._chunk({}, reason=delta.finish_reason))
-            if self.include_usage:
-                out.append({**self.head, "choices": [], "usage": _usage(delta.usage or Usage())})
+            out.append(self._chunk({}, index, reason=delta.finish_reason))
+            out += self._end(index, delta.usage)
         return out
 
-    def _chunk(self, delta: dict[str, Any], *, reason: str | None = None, **rest: Any) -> dict[str, Any]:
-        choice = {"index": 0, "delta": delta, **rest, "logprobs": None, "finish_reason": reason}
+    def _chunk(self, delta: dict[str, Any], index: int, *, reason: str | None = None, **rest: Any) -> dict[str, Any]:
+        choice = {"index": index, "delta": delta, "logprobs": None, **rest, "finish_reason": reason}
         return {**self.head, "choices": [choice], **({"usage": None} if self.include_usage else {})}
 
 
-class TextChunks:
+class TextChunks(_Chunks):
     """Deltas of a continued text as chunks of /v1/completions."""
 
-    def __init__(self, head: Mapping[str, Any], include_usage: bool) -> None:
-        self.head, self.include_usage = head, include_usage
+    def __init__(self, head: Mapping[str, Any], include_usage: bool, logprobs: bool = False, **counts: int) -> None:
+        super().__init__(head, include_usage, logprobs, **counts)
+        self.offsets = [0] * self.count
 
     def start(self) -> list[dict[str, Any]]:
         return []
 
-    def delta(self, delta: Delta) -> list[dict[str, Any]]:
+    def delta(self, delta: Delta, index: int = 0) -> list[dict[str, Any]]:
         out = []
-        if delta.text or delta.finish_reason is not None:
-            out.append({**self.head, "choices": [_text_choice(delta.text, delta.finish_reason)]})
+        if delta.text or delta.logprobs or delta.finish_reason is not None:
+            known = None
+            if self.logprobs and delta.logprobs:
+                known = _text_logprobs(delta.logprobs, self.offsets[index])
+                self.offsets[index] += sum(len(_shown(token)) for token in delta.logprobs)
+            out.append({**self.head, "choices": [_text_choice(delta.text, delta.finish_reason, index, known)]})
             if self.include_usage:
                 out[-1]["usage"] = None
-        if delta.finish_reason is not None and self.include_usage:
-            out.append({**self.head, "choices": [], "usage": _usage(delta.usage or Usage())})
+        if delta.finish_reason is not None:
+            out += self._end(index, delta.usage)
         return out

@@ -20,7 +20,10 @@ from riverrun.base.protocols import Delta
 from riverrun.serve.http.sse import DONE, KEEP_ALIVE, event_bytes
 from riverrun.web.errors import HttpError, error_body, to_http_error
 
-__all__ = ["Chunks", "EventStream", "run_in_thread"]
+__all__ = ["Chunks", "EventStream", "Piece", "disconnected", "run_in_thread"]
+
+Piece = tuple[int, Delta]
+"""The number of an answer, and the next piece of it."""
 
 T = TypeVar("T")
 _LOG = logging.getLogger("riverrun.serve")
@@ -31,7 +34,9 @@ class Chunks(Protocol):
 
     def start(self) -> list[dict[str, Any]]: ...
 
-    def delta(self, delta: Delta) -> list[dict[str, Any]]: ...
+    def delta(self, delta: Delta, index: int = 0) -> list[dict[str, Any]]:
+        """Of the answer of that number."""
+        ...
 
 
 async def run_in_thread(call: Callable[[], T]) -> T:
@@ -71,8 +76,8 @@ def _call_soon(loop: asyncio.AbstractEventLoop, call: Callable[..., object], *ar
 class _Pump:
     """An iterator run in a thread; its items, then its error or None, arrive in `queue`."""
 
-    def __init__(self, make: Callable[[], Iterator[Delta]]) -> None:
-        self.queue: asyncio.Queue[Delta | BaseException | None] = asyncio.Queue()
+    def __init__(self, make: Callable[[], Iterator[Piece]]) -> None:
+        self.queue: asyncio.Queue[Piece | BaseException | None] = asyncio.Queue()
         self._make, self._loop, self._stopped = make, asyncio.get_running_loop(), threading.Event()
         threading.Thread(target=self._run, name="riverrun-stream", daemon=True).start()
 
@@ -96,7 +101,7 @@ class _Pump:
         else:
             self._put(None)
 
-    def _put(self, item: Delta | BaseException | None) -> bool:
+    def _put(self, item: Piece | BaseException | None) -> bool:
         return _call_soon(self._loop, self.queue.put_nowait, item)
 
 
@@ -106,7 +111,13 @@ class EventStream(Response):
     `keep_alive_seconds`: after so long without a piece a comment is sent, which keeps proxies from hanging up.
     """
 
-    def __init__(self, make: Callable[[], Iterator[Delta]], chunks: Chunks, *, keep_alive_seconds: float) -> None:
+    def __init__(
+        self,
+        make: Callable[[], Iterator[Piece]],
+        chunks: Chunks,
+        *,
+        keep_alive_seconds: float,
+    ) -> None:
         super().__init__(media_type="text/event-stream")
         del self.headers["content-length"]
         self.headers["cache-control"] = "no-store"
@@ -115,7 +126,7 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         pump = _Pump(self._make)
-        gone = asyncio.ensure_future(_disconnected(receive))
+        gone = asyncio.ensure_future(disconnected(receive))
         try:
             await self._send_all(pump, gone, send)
         finally:
@@ -132,9 +143,10 @@ class EventStream(Response):
             more = True
             if item is _QUIET:
                 data += KEEP_ALIVE
-            elif isinstance(item, Delta):
-                data += b"".join(map(event_bytes, self._chunks.delta(item)))
-                finished = finished or item.finish_reason is not None
+            elif isinstance(item, tuple):
+                index, delta = item
+                data += b"".join(map(event_bytes, self._chunks.delta(delta, index)))
+                finished = finished or delta.finish_reason is not None
             else:
                 data, more = data + self._ending(item, finished), False
             if more and not pump.queue.empty():  # pieces that already wait go out together
@@ -145,7 +157,7 @@ class EventStream(Response):
                 return
             data, item = b"", await self._next(pump, gone)
 
-    def _ending(self, item: Delta | BaseException | object | None, finished: bool) -> bytes:
+    def _ending(self, item: Piece | BaseException | object | None, finished: bool) -> bytes:
         if isinstance(item, Exception):
             failure = to_http_error(item)
             if failure.status >= 500:
@@ -158,7 +170,7 @@ class EventStream(Response):
             return event_bytes(error_body(cut)) + DONE
         return DONE
 
-    async def _next(self, pump: _Pump, gone: asyncio.Future[None]) -> Delta | BaseException | object | None:
+    async def _next(self, pump: _Pump, gone: asyncio.Future[None]) -> Piece | BaseException | object | None:
         if not pump.queue.empty():
             return pump.queue.get_nowait()
         waiting = asyncio.ensure_future(pump.queue.get())
@@ -173,6 +185,6 @@ class EventStream(Response):
 _QUIET = object()
 
 
-async def _disconnected(receive: Receive) -> None:
+async def disconnected(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from riverrun.models.cache import SlotAttend, SlotCache
 from riverrun.models.io.adapter import adapter_tensors, add_adapters, save_adapter
 from riverrun.models.io.hf import Weights
 from riverrun.models.load import load_config
+from riverrun.models.paged import Growing
 from riverrun.models.transformer import CausalLM
 from riverrun.train.loss import linear_cross_entropy
 
@@ -59,14 +59,13 @@ def hidden_of(model: CausalLM, ids: torch.Tensor) -> torch.Tensor:
 
 def greedy(model: CausalLM, prompt: list[int], count: int) -> list[int]:
     """`count` tokens after the prompt, from the cache."""
-    cache = SlotCache(model.config, slots=2, context=len(prompt) + count, dtype=model.dtype)
+    cache = Growing(model.config, len(prompt) + count, model.dtype)
     length, out, new = model.config.rope_length(len(prompt)), list[int](), list(prompt)
     with torch.no_grad():
         while len(out) < count:
-            attend = SlotAttend(cache, [1], [len(new)])
+            attend = cache.attend(len(new))
             lengths = torch.full((len(new),), length)
             logits = model.logits(model(torch.tensor(new), attend.positions, attend, lengths)[-1:])
-            attend.commit()
             new = [int(logits.argmax())]
             out += new
     return out

@@ -64,8 +64,8 @@ class Request:
     """One generation. Either `messages` (rendered by the model's template, with `tools`) or a raw `prompt`.
 
     For an agent, `tools` must be empty: it brings its own. `key`: whose request it is (requests of one key wait for one
-    another, keys take turns); `adapter`: the adapter it wants, of those that are loaded; `timeout_seconds`: after so long
-    it is given up (0: never).
+    another, keys take turns); `adapter`: the adapter it wants, of those that are loaded; `timeout_seconds`: after so
+    long it is given up (0: never).
     """
 
     messages: tuple[Message, ...] = ()

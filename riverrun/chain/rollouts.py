@@ -29,7 +29,7 @@ class PolicyModel(LLM):
 
         longest = model.config.longest
         size = context or min(longest or 4096, 4096)
-        super().__init__(path, context=size, codec=codec, engine=TorchEngine(model, slots=slots, context=size))
+        super().__init__(path, context=size, codec=codec, slots=slots, engine=TorchEngine(model, tokens=slots * size))
 
     def refresh(self) -> None:
         """Take over the weights as they are now."""

@@ -25,7 +25,6 @@ __all__ = [
     "Past",
     "additive",
     "grouped_attention",
-    "prefixed_attention",
     "visible",
 ]
 
@@ -65,30 +64,6 @@ def _weights(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> tuple[Tensor, Ten
         bias = mask.repeat(group, 1).expand(rows.shape[0], -1, -1)
     scores = torch.baddbmm(bias, rows, keys.transpose(1, 2), alpha=dim**-0.5)
     return rows, keys, values, torch.softmax(scores, dim=-1)
-
-
-def prefixed_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, prefix: tuple[Tensor, Tensor]) -> Tensor:
-    """As `grouped_attention`, where all B also see every one of `prefix`, keys and values [K, P, D] held once.
-
-    The prefix is one product per key head for the whole batch; `mask` [B, L, S] covers the own keys alone.
-    """
-    batch, kv_heads, group, length, dim = q.shape
-    shared_k, shared_v = prefix
-    count, queries = shared_k.shape[1], group * length
-
-    def by_head(x: Tensor) -> Tensor:  # [B * K, G * L, n] -> [K, B * G * L, n]
-        return x.view(batch, kv_heads, queries, -1).transpose(0, 1).reshape(kv_heads, batch * queries, -1)
-
-    def by_row(x: Tensor) -> Tensor:  # and back
-        return x.view(kv_heads, batch, queries, -1).transpose(0, 1).reshape(batch * kv_heads, queries, -1)
-
-    rows = q.reshape(batch * kv_heads, queries, dim) * dim**-0.5
-    keys, values = (x.reshape(batch * kv_heads, -1, dim).contiguous() for x in (k, v))
-    bias = mask[:, None, None].expand(batch, kv_heads, group, length, -1).reshape(*rows.shape[:2], -1)
-    before = by_row(torch.bmm(by_head(rows), shared_k.transpose(1, 2)))
-    weights = torch.softmax(torch.cat([before, torch.baddbmm(bias, rows, keys.transpose(1, 2))], dim=-1), dim=-1)
-    out = by_row(torch.bmm(by_head(weights[..., :count].contiguous()), shared_v))
-    return torch.baddbmm(out, weights[..., count:].contiguous(), values).view(q.shape)
 
 
 def visible(queries: Tensor, keys: Tensor, window: int | None) -> Tensor:

@@ -1,18 +1,21 @@
 """Keys and values in blocks, and attention over them. N = blocks, S = tokens of a block, K = key/value heads, D =
 head_dim, T = new tokens.
 
-Which block belongs to whom is decided elsewhere (`serve.blocks`): here a sequence is a table of block numbers. Memory is
-reserved and not touched, so a cache costs what was written to it. `PagedAttend` is the attention of one forward; on a
-CPU with kernels it reads the blocks where they lie (csrc/paged.inc), else they are gathered into one tensor.
+Which block belongs to whom is decided elsewhere (`serve.blocks`): here a sequence is a table of block numbers. Memory
+is reserved and not touched, so a cache costs what was written to it. `PagedAttend` is the attention of one forward; on
+a CPU with kernels it reads the blocks where they lie (csrc/paged.inc), else they are gathered into one tensor.
 
-Codes of 8 bits: for each token and head x = code * step + least with step = (max - min) / 255, least = min, both in half
-precision (the grid of LMDeploy's online KV quantisation, kernels/attention/quantization.h).
+Codes of 8 bits: for each token and head x = code * step + least with step = (max - min) / 255, least = min, both in
+half precision (the grid of LMDeploy's online KV quantisation, kernels/attention/quantization.h).
 """
 
 from __future__ import annotations
 
 import ctypes
+import math
+import mmap
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,10 +26,9 @@ from torch import Tensor
 
 from riverrun.models import native
 from riverrun.models.attention import additive, grouped_attention, visible
-from riverrun.models.cache import reserved
 from riverrun.models.config import ModelConfig
 
-__all__ = ["KVType", "NewTokens", "PagedAttend", "PagedCache", "bytes_per_token"]
+__all__ = ["Growing", "KVType", "NewTokens", "PagedAttend", "PagedCache", "bytes_per_token"]
 
 KVType = Literal["model", "int8"]
 STEPS = 255
@@ -55,7 +57,7 @@ def decode(codes: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 class PagedCache:
-    """`keys[layer]` and `values[layer]` are [N, K, S, D]; with 8 bits `scales[kind][layer]` [N, K, S, 2] beside them."""
+    """`keys[layer]` and `values[layer]` are [N, K, S, D]; with 8 bits `scales[kind][layer]` [N, K, S, 2]."""
 
     def __init__(
         self,
@@ -74,7 +76,7 @@ class PagedCache:
 
         def made(shape: tuple[int, ...], dtype: torch.dtype) -> list[Tensor]:
             if torch.device(device).type == "cpu":
-                return [reserved(shape, dtype) for _ in layers]
+                return [_reserved(shape, dtype) for _ in layers]
             return [torch.zeros(shape, dtype=dtype, device=device) for _ in layers]
 
         self.keys, self.values = made(shape, stored), made(shape, stored)
@@ -108,6 +110,19 @@ class PagedCache:
                 yield f"{layer}.{name}", getattr(self, name)[layer]
                 if self.kind == "int8":
                     yield f"{layer}.{name}.scales", self.scales[name][layer]
+
+
+def _reserved(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Zeros that take no memory until they are written: fresh pages of the system, small ones.
+
+    Not `torch.empty`: a masked place has weight 0, and 0 times what some earlier owner left there may be NaN. Not
+    numpy's zeros: it asks for pages of 2 MB, and the first token of a block would then cost what hundreds do.
+    """
+    pages = mmap.mmap(-1, math.prod(shape) * dtype.itemsize)
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):
+        with suppress(OSError):  # a kernel without huge pages
+            pages.madvise(mmap.MADV_NOHUGEPAGE)
+    return torch.frombuffer(pages, dtype=dtype).view(shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,6 +253,19 @@ class PagedAttend:
             for at in range(0, length, step)
         ]
         return torch.cat(out, dim=3).reshape(batch, heads, length, dim).transpose(1, 2)
+
+
+class Growing:
+    """The cache of one sequence of at most `context` tokens that is computed piece by piece."""
+
+    def __init__(self, config: ModelConfig, context: int, dtype: torch.dtype, *, size: int = 16) -> None:
+        self.table = list(range(-(-context // size)))
+        self.cache, self.length = PagedCache(config, len(self.table), size, dtype), 0
+
+    def attend(self, count: int) -> PagedAttend:
+        """The attention of its next `count` tokens."""
+        start, self.length = self.length, self.length + count
+        return PagedAttend(self.cache, [NewTokens(start, count, self.table)])
 
 
 class _Plan:

@@ -1,8 +1,8 @@
 """Guesses of what comes next, to be verified in one step: the text that followed the last words when they stood before.
 
-Prompt look-up (https://github.com/apoorvumang/prompt-lookup-decoding). A guess costs nothing to make; a wrong one costs the
-computing of its tokens. The loop keeps a guess exactly as far as the sampler chooses the same tokens, so answers do not
-change: greedy ones are equal, and a seeded one draws its numbers in the same order.
+Prompt look-up (https://github.com/apoorvumang/prompt-lookup-decoding). A guess costs nothing to make; a wrong one costs
+the computing of its tokens. The loop keeps a guess exactly as far as the sampler chooses the same tokens, so answers do
+not change: greedy ones are equal, and a seeded one draws its numbers in the same order.
 """
 
 from __future__ import annotations

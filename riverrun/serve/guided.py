@@ -64,12 +64,18 @@ class Guided:
 
 
 class Grammars:
-    """The guides of one vocabulary. `pieces`: the bytes of every token; `size`: the model's vocabulary, at least so long."""
+    """The guides of one vocabulary. `pieces`: the bytes of every token; `size`: the model's vocabulary, no shorter."""
 
     def __init__(
-        self, pieces: Sequence[bytes], size: int, *, ends: Sequence[int], special: Iterable[int], names: Mapping[str, int],
+        self,
+        pieces: Sequence[bytes],
+        size: int,
+        *,
+        ends: Sequence[int],
+        special: Iterable[int],
+        names: Mapping[str, int],
         encode: Any,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """`names`: added tokens by text, which a grammar names as <text>; `encode`: text to ids, nothing special."""
         self._library = require("llguidance", extra="serve")
         if not ends:

@@ -165,7 +165,7 @@ class LLM:
     def chat(
         self, messages: str | Seq[Message] | Seq[Mapping[str, Any]], params: SamplingParams | None = None, **rest: Any
     ) -> Completion:
-        """The answer to a conversation: a question, messages, or messages in OpenAI's form. `rest` goes to `Request`."""
+        """The answer to a question, to messages, or to messages in OpenAI's form. `rest` goes to `Request`."""
         return self.generate([Request(read_messages(messages), params=params or SamplingParams(), **rest)])[0]
 
     def stream(self, request: Request, *, keep: Keep | None = None) -> Iterator[Delta]:
@@ -176,7 +176,7 @@ class LLM:
         return _Deltas(sequence, self._texts.deltas(request, sequence), self._loop.wake)
 
     def score(self, prefix: str | Seq[Message], continuations: Seq[str], *, adapter: str = "") -> list[Score]:
-        """Log-probabilities of the continuations; what they share with one another and with the past is there already."""
+        """Log-probabilities of the continuations; what they share with one another or the past is there already."""
         pairs = [self._texts.split(prefix, continuation) for continuation in continuations]
         sequences = []
         for before, after in pairs:

@@ -87,7 +87,7 @@ class Loop:
             )
             if (room := self.pool.total * self.pool.size) < needed:
                 raise CapacityError(
-                    f"the request may take {needed} tokens of keys and values, the cache of '{self._name}' holds {room}: "
+                    f"the request may take {needed} tokens of the cache, which holds {room} in '{self._name}': "
                     "ask for fewer tokens or give the cache more memory"
                 )
         with self._wake:
@@ -277,7 +277,7 @@ class Loop:
         return self._ended(sequence, token)
 
     def _guide(self, sequence: Sequence, token: int) -> FinishReason | None:
-        """Go on in the grammar, and append what it leaves no choice about (unless each token's chances are asked for)."""
+        """Go on in the grammar, and append what it leaves no choice about (but where chances are asked for)."""
         guide = sequence.guide
         assert guide is not None
         guide.took(token)

@@ -44,9 +44,10 @@ class Sequence:
     """Prompt ids in, generated ids out. Of all its tokens the first `computed` stand in `blocks`.
 
     `root` begins the chain of its digests: sequences of other roots share no blocks. `key` is whose request it is.
-    `deadline`: time.monotonic after which it is given up, 0 for never. `wanted`: an answer; how likely the tokens behind
-    `looked_from` are (`targets`, one for each token from there on); or the sum of all hidden states, or the last. With an answer
-    `looked_from` below the prompt's last token asks for the likelihood of the prompt's own tokens as well.
+    `deadline`: time.monotonic after which it is given up, 0 for never. `wanted`: an answer; how likely the tokens
+    behind `looked_from` are (`targets`, one for each token from there on); or the sum of all hidden states, or the
+    last. With an answer `looked_from` below the prompt's last token asks for the likelihood of the prompt's own tokens
+    as well.
     """
 
     prompt: list[int]

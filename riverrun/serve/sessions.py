@@ -1,4 +1,4 @@
-"""Conversations that the server remembers: the client sends the new turn alone, and nothing of the past is computed again.
+"""Conversations that the server remembers: the client sends the new turn alone, and the past is not computed again.
 
 A session holds the blocks of what was said, so that no other request drives them out; the ordinary look-up by content
 finds them. It can be written to disk and read back, into another process too.
@@ -52,7 +52,7 @@ class Session:
         self._table, self._turn, self.pins, self.is_closed = table, threading.Lock(), _Pins(), False
 
     def ask(self, turn: str | Seq[Message], params: SamplingParams | None = None, **rest: Any) -> Completion:
-        """The answer to a new turn; both are remembered. `rest` goes to `Request`: tools, key, timeout_seconds, abort."""
+        """The answer to a new turn; both are remembered. `rest` goes to `Request` (tools, key, abort, ...)."""
         with self._begun(turn) as messages:
             request = Request(messages, params=params or SamplingParams(), adapter=self.adapter, **rest)
             [done] = self._table.llm.generate([request], keep=self._keep)

@@ -14,7 +14,7 @@ from riverrun.data.packing import Pack, plan_epoch
 from riverrun.data.rows import ListRows, Rows
 from riverrun.data.sampler import RowSampler
 from riverrun.data.tokens import TokenRow
-from riverrun.models.cache import SlotAttend, SlotCache
+from riverrun.models.paged import Growing
 from riverrun.models.tokenizer import Tokenizer
 from riverrun.models.transformer import CausalLM
 from riverrun.train.loss import linear_cross_entropy
@@ -84,14 +84,12 @@ def continue_greedily(model: CausalLM, tokenizer: Tokenizer, text: str, *, token
     """The most likely continuation of a text, without it; ends at an end token or at the context."""
     start = tokenizer.bos_id if tokenizer.bos_id is not None else tokenizer.eos_id
     given = ([] if start is None else [start]) + tokenizer.encode(text)
-    context = len(given) + tokens
-    cache = SlotCache(model.config, 1, context, model.dtype)
+    cache = Growing(model.config, len(given) + tokens, model.dtype)
     out: list[int] = []
     new = given
     for _ in range(tokens):
-        attend = SlotAttend(cache, [0], [len(new)])
+        attend = cache.attend(len(new))
         hidden = model(torch.tensor(new), attend.positions, attend)
-        attend.commit()
         token = int(model.logits(hidden[-1:]).argmax())
         if token in tokenizer.end_ids:
             break

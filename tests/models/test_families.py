@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from bench.parts.family_parity import LENGTH, greedy, hidden_of, ids_of, ours_of
-from riverrun.models.cache import SlotAttend, SlotCache
 from riverrun.models.config import ModelConfig
 from riverrun.models.families import families
 from riverrun.models.io.hf import Weights, write_weights
 from riverrun.models.load import load_config
+from riverrun.models.paged import NewTokens, PagedAttend, PagedCache
 from riverrun.train.loss import linear_cross_entropy
 from tests.models.families import CASES, make_folder
 
@@ -136,19 +136,22 @@ def test_packs_share_a_prefix_in_sliding_layers_too(made: Any) -> None:
             at += len(document)
 
 
-def test_slots_with_a_common_beginning_in_sliding_layers(made: Any) -> None:
+def test_sequences_of_one_beginning_in_sliding_layers(made: Any) -> None:
     folder, _ = made("gemma3")
     model, prefix = ours_of(folder), ids_of(50, seed=2)
     rows = [torch.cat([prefix, ids_of(count, seed=count)]) for count in (3, 9)]
-    cache = SlotCache(model.config, slots=2, context=80, dtype=torch.float32)
+    cache = PagedCache(model.config, 12, 16, torch.float32)
+    tables = [[0, 1, 2, 3, 4], [0, 1, 2, 5, 6]]
     with torch.no_grad():
-        first = SlotAttend(cache, [0, 1], [50, 50])
-        model(torch.cat([prefix, prefix]), first.positions, first)
-        first.commit()
-        attend = SlotAttend(cache, [0, 1], [3, 9], common=50)
-        got = model(torch.cat([row[50:] for row in rows]), attend.positions, attend)
-        assert torch.allclose(got[:3], hidden_of(model, rows[0])[50:], atol=2e-5)
-        assert torch.allclose(got[3:], hidden_of(model, rows[1])[50:], atol=2e-5)
+        for table in tables:
+            first = PagedAttend(cache, [NewTokens(0, 50, table)])
+            model(prefix, first.positions, first)
+        for step in range(9):  # one token of each, as long as it has one
+            going = [n for n, row in enumerate(rows) if 50 + step < len(row)]
+            attend = PagedAttend(cache, [NewTokens(50 + step, 1, tables[n]) for n in going])
+            got = model(torch.stack([rows[n][50 + step] for n in going]), attend.positions, attend)
+            for place, n in enumerate(going):
+                assert torch.allclose(got[place], hidden_of(model, rows[n])[50 + step], atol=2e-5)
 
 
 def test_the_text_model_of_a_checkpoint_with_pictures(made: Any, tmp_path: Path) -> None:

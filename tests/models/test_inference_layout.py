@@ -1,4 +1,4 @@
-"""Packed weights, a prefix read once for many rows, pages taken when written: the same results as the plain forms."""
+"""Packed weights give the results of plain ones; pages of the cache are taken when they are written."""
 
 from __future__ import annotations
 
@@ -6,12 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from riverrun.models.attention import PackedCausal, grouped_attention, prefixed_attention
-from riverrun.models.cache import SlotAttend, SlotCache
+from riverrun.models.attention import PackedCausal
 from riverrun.models.lora import FusedLinear
+from riverrun.models.paged import PagedCache
 from riverrun.models.products import PackedWeight
 from riverrun.models.transformer import CausalLM
 from tests.tiny_model import tiny_config
@@ -25,52 +23,8 @@ def make(dtype: torch.dtype = torch.float64) -> CausalLM:
     return model
 
 
-@settings(derandomize=True, max_examples=25, deadline=None)
-@given(
-    st.integers(1, 5), st.integers(1, 3), st.integers(1, 4), st.integers(1, 9), st.integers(1, 7), st.integers(0, 99)
-)
-def test_a_prefix_read_once_equals_a_prefix_in_every_row(
-    batch: int, kv_heads: int, length: int, prefix: int, own: int, seed: int
-) -> None:
-    source = torch.Generator().manual_seed(seed)
-
-    def draw(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, dtype=torch.float64, generator=source)
-
-    q, k, v = (
-        draw(batch, kv_heads, 3, length, 8),
-        draw(batch, kv_heads, own, 8),
-        draw(batch, kv_heads, own, 8),
-    )
-    before = (draw(kv_heads, prefix, 8), draw(kv_heads, prefix, 8))
-    hidden = torch.rand(batch, length, own, generator=source) < 0.3
-    mask = torch.zeros(batch, length, own, dtype=torch.float64).masked_fill(hidden, float("-inf"))
-    whole = [
-        torch.cat([part.expand(batch, -1, -1, -1), rest], dim=2) for part, rest in zip(before, (k, v), strict=True)
-    ]
-    seen = torch.cat([torch.zeros(batch, length, prefix, dtype=torch.float64), mask], dim=2)
-    expected = grouped_attention(q, *whole, seen)
-    assert torch.allclose(prefixed_attention(q, k, v, mask, before), expected, atol=1e-12)
-
-
-def test_slots_with_a_common_beginning_equal_slots_without() -> None:
-    model = make()
-    beginning = torch.randint(0, model.config.vocab_size, (40,))
-    answers = {}
-    for common in (0, 40):
-        cache = SlotCache(model.config, 3, 64, model.dtype)
-        first = SlotAttend(cache, [0], [40])
-        model(beginning, first.positions, first)
-        first.commit()
-        for slot in (1, 2):
-            cache.copy_prefix(0, slot, 40)
-        attend = SlotAttend(cache, [0, 1, 2], [2, 1, 3], common)
-        answers[common] = model(torch.tensor([3, 4, 5, 6, 7, 8]), attend.positions, attend)
-    assert torch.allclose(answers[0], answers[40], atol=1e-12)
-
-
-def test_a_slot_takes_only_the_pages_it_writes() -> None:
-    """64 slots of 4096 tokens reserve 0.5 GB here; a few tokens in each may take a few MB."""
+def test_a_block_takes_only_the_pages_it_writes() -> None:
+    """262,144 tokens reserve 0.5 GB here; a few blocks may take a few MB."""
 
     def resident() -> int:
         lines = Path("/proc/self/status").read_text().splitlines()
@@ -78,15 +32,14 @@ def test_a_slot_takes_only_the_pages_it_writes() -> None:
 
     if not Path("/proc/self/status").exists():
         pytest.skip("not run here: there is no /proc")
-    config = tiny_config()
     before = resident()
-    cache = SlotCache(config, 64, 4096, torch.float32)
+    cache = PagedCache(tiny_config(), 16384, 16, torch.float32)
     for layer in [*cache.keys, *cache.values]:
-        layer[:, :, :4] = 1.0
+        layer[::16] = 1.0
     reserved = sum(layer.nbytes for layer in [*cache.keys, *cache.values])
     assert resident() - before < reserved / 4
-    assert float(cache.keys[0][5, 0, 3, 0]) == 1.0
-    assert float(cache.keys[0][5, 0, 4:].abs().max()) == 0.0
+    assert float(cache.keys[0][16, 0, 3, 0]) == 1.0
+    assert float(cache.keys[0][17].abs().max()) == 0.0
 
 
 def test_packed_weights_multiply_alike() -> None:

@@ -9,10 +9,10 @@ import torch
 
 from riverrun.base.errors import IntegrityError, UnsupportedError
 from riverrun.models.attention import PackedCausal
-from riverrun.models.cache import SlotAttend, SlotCache
 from riverrun.models.config import ModelConfig
 from riverrun.models.io.adapter import adapter_tensors, add_adapters, load_adapter, save_adapter
 from riverrun.models.load import load_checkpoint, load_model
+from riverrun.models.paged import NewTokens, PagedAttend, PagedCache
 from riverrun.models.transformer import CausalLM
 from tests.tiny_model import tiny_config, tiny_weights, write_tiny
 
@@ -135,28 +135,25 @@ def test_lora_is_x_w_plus_s_x_a_b_forward_and_backward() -> None:
         assert torch.allclose(one, other)
 
 
-def test_slots_filled_in_pieces_equal_the_whole() -> None:
+def test_sequences_computed_in_pieces_equal_the_whole() -> None:
     model = make()
     first, second = ids_of(20, 4), ids_of(13, 5)
-    cache = SlotCache(model.config, 3, 64, model.dtype)
+    cache = PagedCache(model.config, 12, 4, model.dtype)
+    tokens, tables = {0: second, 2: first}, {0: [7, 1, 5, 3], 2: [2, 9, 4, 8, 6]}
     wanted = {2: hidden(model, first), 0: hidden(model, second)}
-    steps = [([2], [7]), ([2, 0], [1, 5]), ([0, 2], [8, 1]), ([2], [11])]
     done = {0: 0, 2: 0}
-    tokens = {0: second, 2: first}
-    for slots, counts in steps:
-        attend = SlotAttend(cache, slots, counts)
-        new = torch.cat([tokens[s][done[s] : done[s] + n] for s, n in zip(slots, counts, strict=True)])
-        out = model(new, attend.positions, attend)
-        attend.commit()
+    for numbers, counts in [([2], [7]), ([2, 0], [1, 5]), ([0, 2], [8, 1]), ([2], [11])]:
+        pairs = list(zip(numbers, counts, strict=True))
+        attend = PagedAttend(cache, [NewTokens(done[n], count, tables[n]) for n, count in pairs])
+        out = model(torch.cat([tokens[n][done[n] : done[n] + count] for n, count in pairs]), attend.positions, attend)
         at = 0
-        for slot, count in zip(slots, counts, strict=True):
-            assert float((out[at : at + count] - wanted[slot][done[slot] : done[slot] + count]).abs().max()) <= 1e-10
-            done[slot] += count
+        for n, count in pairs:
+            assert float((out[at : at + count] - wanted[n][done[n] : done[n] + count]).abs().max()) <= 1e-10
+            done[n] += count
             at += count
-    cache.copy_prefix(2, 1, 15)
-    attend = SlotAttend(cache, [1], [5])
-    out = model(first[15:], attend.positions, attend)
-    assert float((out - wanted[2][15:]).abs().max()) <= 1e-10
+    attend = PagedAttend(cache, [NewTokens(16, 4, [*tables[2][:4], 11])])  # the beginning is another one's
+    out = model(first[16:], attend.positions, attend)
+    assert float((out - wanted[2][16:]).abs().max()) <= 1e-10
 
 
 def test_adapters_round_trip_in_the_layout_of_peft(tmp_path: Path) -> None:

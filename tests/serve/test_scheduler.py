@@ -1,4 +1,4 @@
-"""What is computed in a step: budgets, shared beginnings, who is put off, who is next; with a fake in place of a model."""
+"""What is computed in a step: budgets, shared beginnings, who is put off, who is next; without a model."""
 
 from __future__ import annotations
 

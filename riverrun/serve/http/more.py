@@ -192,7 +192,6 @@ class _Routes:
         new = not name or name not in {session.name for session in table}
         name = name or uuid.uuid4().hex
         session = await run_in_thread(lambda: table.open(name, adapter=place.adapter) if new else table.get(name))
-        keep = body.interactive_mode
         params = SamplingParams(
             max_tokens=body.request_output_len,
             temperature=body.temperature,

@@ -34,6 +34,7 @@ from riverrun.serve.draft import Lookup
 from riverrun.serve.engine import Engine
 from riverrun.serve.guided import Grammars, Guided
 from riverrun.serve.loop import Loop, Observer
+from riverrun.serve.metrics import Metrics
 from riverrun.serve.pace import Pace
 from riverrun.serve.request import Sequence, Wanted
 from riverrun.serve.sampler import Sampler
@@ -92,6 +93,7 @@ class LLM:
         self._info = ModelInfo(shown, self._opened.digest(), self._context, template.sha256)
         self._adapters: dict[str, str] = {}
         self._grammars: Grammars | None = None
+        self.observer = observer or Metrics(lambda: self._loop)
         self._lock = threading.Lock()
         self.on_answer: Callable[[], None] | None = None
         """Called in the asking thread for each finished answer of `generate` (in order) and each `score`: progress."""
@@ -114,7 +116,7 @@ class LLM:
             pace=Pace(step_seconds),
             stop_of=self._stopped,
             draft=Lookup(lookup) if lookup else None,
-            observer=observer,
+            observer=self.observer,
         )
         for key, folder in (adapters or {}).items():
             self.load_adapter(key, folder)

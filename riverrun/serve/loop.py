@@ -60,7 +60,7 @@ class Loop:
         `stop_of` is asked behind every token whether a stop string stands there; `draft` for a guess of what follows.
         """
         self._name, self._ends, self._most_waiting = name, ends, waiting
-        self._pace, self._stop_of, self._draft = pace or Pace(), stop_of, draft
+        self.pace, self._stop_of, self._draft = pace or Pace(), stop_of, draft
         self._observer = observer or Observer()
         self._most = running
         self._new: deque[Sequence] = deque()
@@ -74,6 +74,17 @@ class Loop:
         )
         self._thread.start()
         opened.result()
+
+    @property
+    def engine(self) -> Engine:
+        """The engine; its methods are for the loop's thread (`run`)."""
+        self._require_open()
+        return self._engine
+
+    @property
+    def waiting(self) -> int:
+        """Requests that were submitted and do not run."""
+        return max(0, self._pending - len(self.scheduler.running))
 
     # ---- asking -------------------------------------------------------------------------------------------------
 
@@ -92,7 +103,7 @@ class Loop:
                 )
         with self._wake:
             self._require_open()
-            waiting = self._pending - len(self.scheduler.running)
+            waiting = self.waiting
             if self._most_waiting and waiting + len(sequences) > self._most_waiting + self._most:
                 raise BusyError(
                     f"{waiting} requests wait for '{self._name}', at most {self._most_waiting} may: try again later"
@@ -135,8 +146,8 @@ class Loop:
         them sleep between products, and every step takes twice as long.
         """
         try:
-            self.engine = open_engine()
-            self.pool = BlockPool(self.engine.blocks, self.engine.block_size)
+            self._engine = open_engine()
+            self.pool = BlockPool(self._engine.blocks, self._engine.block_size)
             self.scheduler = Scheduler(self.pool, self._most)
         except BaseException as error:
             opened.set_exception(error)
@@ -154,7 +165,7 @@ class Loop:
             sequence.fail(gone)
         for _, future in self._jobs:
             future.set_exception(gone)
-        del self.engine  # weights and cache go with the last answer, not with the last reference to this object
+        del self._engine  # weights and cache go with the last answer, not with the last reference to this object
 
     def _wait(self) -> bool:
         """Sleep while there is nothing to do; False when closed. New sequences go to the scheduler."""
@@ -198,16 +209,16 @@ class Loop:
     def _step(self) -> None:
         self._sweep()
         answering = self.scheduler.decoding
-        pieces = self.scheduler.plan(self._pace.prompt_tokens(answering))
+        pieces = self.scheduler.plan(self.pace.prompt_tokens(answering))
         if not pieces:
             return
         began = time.perf_counter()
         works = [self._work(piece) for piece in pieces]
-        hidden = self.engine.forward(works)
+        hidden = self._engine.forward(works)
         self._take(pieces, works, hidden)
         seconds = time.perf_counter() - began
         prompts = sum(piece.count for piece in pieces if not piece.sequence.output)
-        self._pace.learn(answering, prompts, seconds)
+        self.pace.learn(answering, prompts, seconds)
         with suppress(Exception):
             self._observer.stepped(pieces, seconds, self.scheduler)
 
@@ -226,13 +237,13 @@ class Loop:
             choices = 1 + len(piece.drafts) if piece.is_last and sequence.wanted == "answer" else 0
             looked = range(first, int(end) - choices)
             if sequence.wanted in ("sum", "last"):
-                found = self.engine.total(hidden, looked)
+                found = self._engine.total(hidden, looked)
                 sequence.sum = found if sequence.sum is None else sequence.sum + found
             elif looked:
                 place = piece.start + piece.count - work.wanted
                 targets = [sequence.target(place + n) for n in range(len(looked))]
                 top = sequence.params.prompt_logprobs or 0
-                sequence.judged += self.engine.judge(hidden, looked, targets, top)
+                sequence.judged += self._engine.judge(hidden, looked, targets, top)
             if choices:
                 sampled.append((piece, len(rows)))
                 rows += range(int(end) - choices, int(end))
@@ -242,7 +253,7 @@ class Loop:
                 if sequence.wanted != "answer" and not sequence.uncomputed:
                     self.end(sequence, "stop")
         if rows:
-            logits = self.engine.logits(hidden, rows)
+            logits = self._engine.logits(hidden, rows)
             for piece, at in sampled:
                 self._answer(piece, logits[at : at + 1 + len(piece.drafts)])
 

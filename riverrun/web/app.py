@@ -1,25 +1,24 @@
 """The one app factory of every server: keys, body limit, request ids, uniform errors, security headers, health.
 
 `make_web_app` gives a FastAPI app without interactive docs (they load from a CDN); routes are added by its user.
-Not covered: TLS, rate limits and quotas, cross-origin access (no CORS headers are sent, so browsers keep others out).
+No CORS headers are sent unless origins are allowed, so browsers keep others out.
 """
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import ipaddress
 import json
 import logging
 import re
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from riverrun import __version__
-from riverrun.base.errors import InputError
 from riverrun.base.optional import require
 from riverrun.web.errors import HttpError, error_body, json_bytes, to_http_error
+from riverrun.web.keys import Key, KeyRing
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -42,25 +41,26 @@ Asgi = Callable[[Scope, Receive, Send], Awaitable[None]]
 def make_web_app(
     *,
     title: str,
-    api_keys: Sequence[str] = (),
+    api_keys: Sequence[str] | KeyRing = (),
     max_body_bytes: int = MAX_BODY_BYTES,
     open_paths: Sequence[str] = ("/", "/health"),
     allowed_hosts: Sequence[str] = (),
+    allowed_origins: Sequence[str] = (),
     health: Callable[[], Mapping[str, Any]] | None = None,
 ) -> FastAPI:
     """A guarded FastAPI app with `GET /health`.
 
     With `api_keys`, every path but `open_paths` needs `Authorization: Bearer KEY`. Without keys, a server bound to the
     loopback interface answers only to local names and `allowed_hosts` (a web page elsewhere cannot reach it by a
-    name that points here). `health` adds fields to the health answer; it must return at once.
+    name that points here). Web pages of `allowed_origins` ("*": of any) may read the answers. `health` adds fields to
+    the health answer; it must return at once.
     """
     require("fastapi", extra="serve")
     from fastapi import FastAPI, Request, Response
     from fastapi.exceptions import RequestValidationError
     from starlette.exceptions import HTTPException
 
-    if any(not key or key != key.strip() or not key.isascii() or not key.isprintable() for key in api_keys):
-        raise InputError("an API key must be printable ASCII text without spaces around it")
+    ring = api_keys if isinstance(api_keys, KeyRing) else KeyRing.of(api_keys)
     app = FastAPI(title=title, version=__version__, docs_url=None, redoc_url=None)
 
     def answer(error: HttpError) -> Response:
@@ -91,11 +91,21 @@ def make_web_app(
     app.add_api_route("/health", get_health, methods=["GET"], response_model=None, summary="Whether the server answers")
     app.add_middleware(
         Guard,
-        keys=tuple(hashlib.sha256(key.encode()).digest() for key in api_keys),
+        keys=ring,
         max_body_bytes=max_body_bytes,
         open_paths=frozenset(open_paths),
         allowed_hosts=frozenset(host.lower() for host in allowed_hosts),
     )
+    if allowed_origins:
+        from starlette.middleware.cors import CORSMiddleware
+
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(allowed_origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type", "X-Request-Id"],
+            expose_headers=["X-Request-Id", "Retry-After"],
+        )
     return app
 
 
@@ -109,7 +119,7 @@ class Guard:
         self,
         app: Asgi,
         *,
-        keys: tuple[bytes, ...],
+        keys: KeyRing,
         max_body_bytes: int,
         open_paths: frozenset[str],
         allowed_hosts: frozenset[str],
@@ -136,10 +146,12 @@ class Guard:
 
         try:
             self._check_host(scope, headers)
-            self._check_key(scope, headers)
-            body = await self._read_body(receive, headers)
-            if body is not None:
-                await self.app(scope, _replay(body, receive), send_marked)
+            key = self._check_key(scope, headers)
+            with key.used() if key else nullcontext():
+                scope["riverrun.key"] = key
+                body = await self._read_body(receive, headers)
+                if body is not None:
+                    await self.app(scope, _replay(body, receive), send_marked)
         except Exception as error:
             if started:
                 raise
@@ -170,15 +182,13 @@ class Guard:
                 code="host_not_allowed",
             )
 
-    def _check_key(self, scope: Scope, headers: Mapping[bytes, bytes]) -> None:
+    def _check_key(self, scope: Scope, headers: Mapping[bytes, bytes]) -> Key | None:
         if not self.keys or scope["path"] in self.open_paths:
-            return
-        scheme, _, key = headers.get(b"authorization", b"").partition(b" ")
-        given = hashlib.sha256(key.strip()).digest()
-        # every key is compared, in constant time, so that the answer's time says nothing
-        matches = [hmac.compare_digest(given, known) for known in self.keys]
-        if scheme.lower() != b"bearer" or not any(matches):
-            what = "the API key is wrong" if key else "an API key is needed"
+            return None
+        scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
+        found = self.keys.find(given.strip())
+        if scheme.lower() != b"bearer" or found is None:
+            what = "the API key is wrong" if given else "an API key is needed"
             raise HttpError(
                 401,
                 f"{what}: send 'Authorization: Bearer KEY'",
@@ -186,6 +196,7 @@ class Guard:
                 kind="authentication_error",
                 headers={"WWW-Authenticate": "Bearer"},
             )
+        return found
 
     async def _read_body(self, receive: Receive, headers: Mapping[bytes, bytes]) -> bytes | None:
         """The whole body, None when the client went away, 413 when it is too long."""

@@ -8,15 +8,21 @@ from collections.abc import Mapping
 from typing import Any
 
 from riverrun.base.errors import (
+    BusyError,
     CapacityError,
     InputError,
     IntegrityError,
+    LateError,
     MissingDependency,
     RiverrunError,
     UnsupportedError,
 )
 
 __all__ = ["HttpError", "error_body", "json_bytes", "to_http_error"]
+
+
+RETRY_SECONDS = "1"
+"""When a full queue may be asked again."""
 
 
 class HttpError(InputError):
@@ -47,6 +53,12 @@ def to_http_error(error: Exception, *, request_id: str = "") -> HttpError:
             return HttpError(400, str(error), code="unsupported")
         case MissingDependency() | IntegrityError():
             return HttpError(500, str(error), code="not_usable", kind="server_error")
+        case BusyError():
+            return HttpError(
+                429, str(error), code="queue_full", kind="rate_limit_error", headers={"Retry-After": RETRY_SECONDS}
+            )
+        case LateError():
+            return HttpError(408, str(error), code="timeout", kind="timeout_error")
         case InputError():
             return HttpError(400, str(error), code="invalid_request")
         case RiverrunError():

@@ -14,14 +14,13 @@ from hypothesis import strategies as st
 
 from riverrun.base.errors import CapacityError, RiverrunError, UnsupportedError
 from riverrun.base.protocols import Request
-from riverrun.base.types import Guide, Image, Message, SamplingParams, ToolSpec
+from riverrun.base.types import Image, Message, SamplingParams, ToolSpec
 from riverrun.models.attention import PackedCausal
 from riverrun.models.load import load_checkpoint, load_model
 from riverrun.models.tokenizer import Tokenizer
-from riverrun.serve import llm as llm_module
 from riverrun.serve.llm import LLM
+from riverrun.serve.pace import Pace
 from riverrun.serve.sampler import choose
-from riverrun.serve.slots import SlotTable, common_prefix
 from riverrun.serve.stream import TextStream
 from tests.tiny_model import write_tiny
 
@@ -35,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def model(folder: Path) -> Iterator[LLM]:
     with LLM(folder, dtype="float32", slots=3) as opened:
         yield opened
-        opened._table.check_integrity([s.slot for s in opened._running])
+        opened.loop.run(opened.loop.scheduler.check_integrity)
 
 
 def requests(count: int, **params: object) -> list[Request]:
@@ -62,20 +61,20 @@ def naive(folder: Path, ids: list[int], count: int) -> list[int]:
     return out
 
 
-def test_greedy_tokens_are_those_of_the_plain_model(folder: Path, model: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_greedy_tokens_are_those_of_the_plain_model(folder: Path, model: LLM) -> None:
     asked = requests(8)
     wanted = []
+    tokenizer = load_checkpoint(folder).tokenizer
     for request in asked:
-        ids = model._template.encode(model._tokenizer, request.messages)
-        out = naive(folder, ids, 12)
-        wanted.append(model._tokenizer.decode(out))
+        out = naive(folder, model.tokenize(request), 12)
+        wanted.append(tokenizer.decode(out))
     assert [c.raw for c in model.generate(asked)] == wanted
     again = model.generate(asked)
     assert [c.raw for c in again] == wanted
     assert all(c.usage.cached_tokens > 20 for c in again)
     assert [c.raw for r in asked for c in model.generate([r])] == wanted
-    monkeypatch.setattr(llm_module, "PREFILL_TOKENS", 7)
     with LLM(folder, dtype="float32", slots=2) as chunked:
+        chunked.loop.pace = Pace(most=7, least=7)
         assert [c.raw for c in chunked.generate(asked)] == wanted
 
 
@@ -89,7 +88,7 @@ def test_a_stream_is_the_answer_in_pieces_and_closing_it_frees_the_slot(model: L
     next(stream)
     stream.close()
     model.generate(requests(3))
-    assert not model._running
+    assert model.loop.run(lambda: model.loop.scheduler.is_idle)
 
 
 def test_many_threads_get_their_own_answers(model: LLM) -> None:
@@ -123,14 +122,17 @@ def test_scores_are_log_softmax_of_the_plain_model(folder: Path, model: LLM) -> 
         assert score.logprobs == pytest.approx(wanted, abs=1e-4)
     assert [s.total for s in model.score(prefix, ["nothing"])] == pytest.approx([scores[1].total], abs=1e-4)
     assert len(model.score("", ["hello"])[0].logprobs) == len(opened.tokenizer.encode("hello"))
-    ids = model._tokenizer.encode("The book costs")
-    model._engine.copy_prefix(0, 0, 0)
-    best = int(model._engine.forward([0], [ids])[0].argmax())
-    model._table.tokens[0] = []
-    model._engine.copy_prefix(0, 0, len(ids) - 1)
-    chosen, other = model._engine.branch(0, ids[-1], [[best], [(best + 1) % 300]])
-    assert bool(chosen.greedy.all())
-    assert not bool(other.greedy.any())
+    ids = opened.tokenizer.encode("The book costs")
+    attend = PackedCausal(0, [len(ids)], dtype=lm.dtype)
+    with torch.no_grad():
+        best = int(lm.logits(lm(torch.tensor(ids), attend.positions, attend))[-1].argmax())
+    judged = []
+    for target in (best, (best + 1) % 300):
+        sequence = model._new(ids, SamplingParams(), "", "score", looked_from=len(ids) - 1, targets=[target])
+        model.loop.submit([sequence])
+        assert sequence.done.wait(60)
+        judged += sequence.judged
+    assert [each.greedy for each in judged] == [True, False]
 
 
 def test_limits_and_parts_are_refused_with_figures(folder: Path, model: LLM) -> None:
@@ -141,8 +143,6 @@ def test_limits_and_parts_are_refused_with_figures(folder: Path, model: LLM) -> 
             small.score("x " * 30, ["y " * 30])
     with pytest.raises(CapacityError, match="context 9999 is more than the model's 512"):
         LLM(folder, context=9999)
-    with pytest.raises(UnsupportedError, match="guide"):
-        model.generate([Request(prompt="x", params=SamplingParams(guide=Guide("regex", "a")))])
     with pytest.raises(UnsupportedError, match="part of type 'image'"):
         model.generate([Request((Message("user", (Image(url="data:x"),)),))])
     assert model.generate([Request(prompt="Hello", params=SamplingParams(max_tokens=3))])[0].finish_reason == "length"
@@ -150,11 +150,11 @@ def test_limits_and_parts_are_refused_with_figures(folder: Path, model: LLM) -> 
 
 def test_an_engine_that_fails_tells_every_waiter_and_goes_on(model: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = [c.raw for c in model.generate(requests(2))]
-    forward = model._engine.forward
-    monkeypatch.setattr(model._engine, "forward", lambda *_: (_ for _ in ()).throw(RuntimeError("out of memory")))
+    forward = model.loop.engine.forward
+    monkeypatch.setattr(model.loop.engine, "forward", lambda *_: (_ for _ in ()).throw(RuntimeError("out of memory")))
     with pytest.raises(RuntimeError, match="out of memory"):
         model.generate(requests(1))
-    monkeypatch.setattr(model._engine, "forward", forward)
+    monkeypatch.setattr(model.loop.engine, "forward", forward)
     assert [c.raw for c in model.generate(requests(2))] == wanted
 
 
@@ -197,20 +197,6 @@ def test_stop_strings_never_show(text: str, stops: list[str], tmp_path_factory: 
     assert stream.stopped == any(stop in text for stop in stops)
 
 
-def test_slots_prefer_the_longest_beginning_and_are_conserved() -> None:
-    table = SlotTable(2)
-    assert common_prefix([1, 2, 3], [1, 2, 4, 5]) == 2
-    slot = table.take(*table.best_prefix([1, 2, 3]))
-    table.tokens[slot] = [1, 2, 3]
-    assert table.best_prefix([1, 2, 3]) == (slot, 2), "the last token of a prompt is always computed"
-    other = table.take(slot, 2)
-    assert other != slot
-    assert table.free == 0
-    table.check_integrity([slot, other])
-    table.give_back(slot)
-    table.check_integrity([other])
-
-
 def test_prompts_of_other_lengths_share_no_tokens_where_the_rotary_base_follows_them(tmp_path: Path) -> None:
     """Dynamic NTK: a long prompt has a base of its own, whoever runs beside it and whatever stands in the slots."""
     scaling = {"rope_type": "dynamic", "factor": 2.0}
@@ -218,7 +204,7 @@ def test_prompts_of_other_lengths_share_no_tokens_where_the_rotary_base_follows_
     asked = requests(6)
     with LLM(folder, dtype="float32", slots=3, context=300) as opened:
         alone = [opened.generate([request])[0] for request in asked]
-        key = opened._engine.position_key
+        key = opened.loop.engine.position_key
         assert key(64) == 0
         assert key(alone[0].usage.prompt_tokens) == alone[0].usage.prompt_tokens
     with LLM(folder, dtype="float32", slots=3, context=300) as opened:
@@ -230,10 +216,6 @@ def test_prompts_of_other_lengths_share_no_tokens_where_the_rotary_base_follows_
     assert sum(each.usage.cached_tokens for each in again) > 0, "the same prompt is the same key"
     lengths = {each.usage.prompt_tokens for each in alone}
     assert len(lengths) > 1
-    table = SlotTable(2)
-    table.tokens[0], table.keys[0] = [1, 2, 3, 4], 100
-    assert table.best_prefix([1, 2, 3, 4, 5], 100) == (0, 4)
-    assert table.best_prefix([1, 2, 3, 4, 5], 101)[1] == 0
 
 
 def test_weights_that_memory_has_no_room_for_stay_in_their_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,16 +224,16 @@ def test_weights_that_memory_has_no_room_for_stay_in_their_file(folder: Path, mo
     asked = requests(3)
     with LLM(folder, dtype="float32", slots=3) as opened:
         copied = opened.generate(asked)
-        assert opened._engine.model.embed_tokens.numel()  # type: ignore[attr-defined]
+        assert opened.loop.engine.model.embed_tokens.numel()  # type: ignore[attr-defined]
     monkeypatch.setattr(engine, "free_memory", lambda: 1000)
     with LLM(folder, dtype="float32", slots=3) as opened:
-        assert next(opened._engine.model.linears())[1]._kept  # type: ignore[attr-defined]
+        assert next(opened.loop.engine.model.linears())[1]._kept  # type: ignore[attr-defined]
         assert [each.raw for each in opened.generate(asked)] == [each.raw for each in copied]
 
 
 def test_tools_reach_the_prompt(model: LLM) -> None:
     tool = ToolSpec("look", "Look.", {"type": "object", "properties": {"q": {"type": "string"}}, "required": ["q"]})
-    plain = model._sequence(Request((Message.of("user", "Hi"),)))
-    armed = model._sequence(Request((Message.of("user", "Hi"),), tools=(tool,)))
-    assert '"look"' in model._tokenizer.decode(armed.prompt)
-    assert len(armed.prompt) > len(plain.prompt)
+    plain = model.tokenize(Request((Message.of("user", "Hi"),)))
+    armed = model.tokenize(Request((Message.of("user", "Hi"),), tools=(tool,)))
+    assert '"look"' in model.detokenize(armed)
+    assert len(armed) > len(plain)

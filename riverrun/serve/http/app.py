@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from riverrun.base.optional import require
 from riverrun.base.protocols import LanguageModel
 from riverrun.web.app import MAX_BODY_BYTES, make_web_app
+from riverrun.web.keys import KeyRing
 from riverrun.web.page import page_headers
 
 if TYPE_CHECKING:
@@ -19,17 +21,21 @@ __all__ = ["make_app"]
 def make_app(
     models: Mapping[str, LanguageModel],
     *,
-    api_keys: Sequence[str] = (),
+    api_keys: Sequence[str] | KeyRing = (),
     page: bool = True,
     title: str = "riverrun",
     max_body_bytes: int = MAX_BODY_BYTES,
     allowed_hosts: Sequence[str] = (),
+    allowed_origins: Sequence[str] = (),
     keep_alive_seconds: float = 15.0,
+    sessions: Path | None = None,
+    adapters: Path | None = None,
 ) -> FastAPI:
-    """Routes /v1/chat/completions, /v1/completions, /v1/score, /v1/models, /health; with `page` the chat page at /.
+    """OpenAI's routes (`openai`), those beside them (`more`), /health, /ready, /metrics; with `page` the chat page at /.
 
     `models` is read at each request, so it may gain and lose models while serving. See `make_web_app` for keys, body
-    limit and hosts. A silent stream gets a comment every `keep_alive_seconds`.
+    limit, hosts and origins. A silent stream gets a comment every `keep_alive_seconds`. `sessions` and `adapters` are
+    the folders that clients may name files of.
     """
     require("fastapi", extra="serve")
     from fastapi import Response
@@ -37,17 +43,20 @@ def make_app(
     from riverrun.serve.http.desk import Desk
     from riverrun.serve.http.more import add_more
     from riverrun.serve.http.openai import add_routes
+    from riverrun.serve.http.status import add_status
 
     app = make_web_app(
         title=title,
         api_keys=api_keys,
         max_body_bytes=max_body_bytes,
         allowed_hosts=allowed_hosts,
-        open_paths=("/", "/health") if page else ("/health",),
+        allowed_origins=allowed_origins,
+        open_paths=("/health", "/ready", *(("/",) if page else ())),
     )
     desk = Desk(models, keep_alive_seconds=keep_alive_seconds)
     add_routes(app, desk)
-    add_more(app, desk)
+    add_more(app, desk, sessions=sessions, adapters=adapters)
+    add_status(app, desk)
     if page:
         from riverrun.serve.page import chat_page
 

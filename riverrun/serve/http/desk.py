@@ -20,11 +20,12 @@ from pydantic import BaseModel
 from riverrun.base.errors import UnsupportedError
 from riverrun.base.protocols import Abort, Completion, Delta, LanguageModel, Score
 from riverrun.base.protocols import Request as Asked
-from riverrun.base.types import Message
+from riverrun.base.types import Message, Usage
 from riverrun.serve.http.schema import read_body
 from riverrun.serve.http.streaming import Chunks, EventStream, Piece, disconnected, run_in_thread
 from riverrun.web.app import parse_json
 from riverrun.web.errors import HttpError
+from riverrun.web.keys import Key
 
 __all__ = ["Desk", "HasAdapters", "HasTokens", "Place", "key_of", "read_request"]
 
@@ -149,7 +150,10 @@ class Desk:
 
         def pieces() -> Iterator[Piece]:
             try:
-                yield from make(abort)
+                for index, delta in make(abort):
+                    if delta.usage is not None:
+                        charge(request, delta.usage)
+                    yield index, delta
             finally:
                 registered.__exit__(None, None, None)
                 at_end()
@@ -158,7 +162,9 @@ class Desk:
 
     async def run(self, request: Request, place: Place, asked: Sequence[Asked]) -> list[Completion]:
         """The answers to all."""
-        return await self.call(request, lambda abort: place.model.generate(_placed(asked, place, abort)))
+        done = await self.call(request, lambda abort: place.model.generate(_placed(asked, place, abort)))
+        charge(request, Usage.total(completion.usage for completion in done))
+        return done
 
     def stream(self, request: Request, place: Place, asked: Sequence[Asked], chunks: Chunks) -> EventStream:
         """The answers in events, each piece with the number of its answer."""
@@ -220,7 +226,15 @@ def _close(stream: Iterator[Delta]) -> None:
 
 def key_of(request: Request) -> str:
     """Whose request it is: the name of its API key."""
-    return str(request.scope.get("riverrun.key", ""))
+    key = request.scope.get("riverrun.key")
+    return key.name if isinstance(key, Key) else ""
+
+
+def charge(request: Request, usage: Usage) -> None:
+    """Count these tokens against the request's key."""
+    key = request.scope.get("riverrun.key")
+    if isinstance(key, Key):
+        key.charge(usage.total_tokens - usage.cached_tokens)
 
 
 async def read_request(request: Request, model: type[M]) -> M:

@@ -1,8 +1,7 @@
 """Running an app on a socket: blocking with a graceful end, or in the background for a `with` block.
 
 The socket is opened before the server starts, so a taken port is one clear error. On SIGTERM or SIGINT no new request
-is taken, running ones may finish within `drain_seconds`, a second SIGINT ends at once. Not covered: TLS, several
-processes.
+is taken, running ones may finish within `drain_seconds`, a second SIGINT ends at once.
 """
 
 from __future__ import annotations
@@ -12,8 +11,10 @@ import errno
 import math
 import signal
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ from riverrun.base.optional import require
 if TYPE_CHECKING:
     import uvicorn
 
-__all__ = ["BackgroundServer", "open_socket", "serve_app"]
+__all__ = ["BackgroundServer", "check_tls", "open_socket", "serve_app"]
 
 
 def open_socket(host: str, port: int) -> socket.socket:
@@ -57,12 +58,27 @@ def open_socket(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _url(listener: socket.socket) -> str:
+def check_tls(tls: tuple[Path, Path] | None) -> None:
+    """InputError when certificate and key cannot be used together."""
+    if tls is None:
+        return
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(*tls)
+    except (OSError, ssl.SSLError) as error:
+        raise InputError(
+            f"certificate {tls[0]} and key {tls[1]} cannot be used ({error}): give two PEM files that belong together"
+        ) from None
+
+
+def _url(listener: socket.socket, *, secure: bool = False) -> str:
     host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    name = f"[{host}]" if ":" in host else host
+    return f"http{'s' if secure else ''}://{name}:{port}"
 
 
-def _make_server(app: Any, drain_seconds: float, ready: threading.Event) -> uvicorn.Server:
+def _make_server(
+    app: Any, drain_seconds: float, ready: threading.Event, tls: tuple[Path, Path] | None = None
+) -> uvicorn.Server:
     require("uvicorn", extra="serve")
     import uvicorn
 
@@ -88,6 +104,8 @@ def _make_server(app: Any, drain_seconds: float, ready: threading.Event) -> uvic
         def handle_exit(self, sig: int, frame: FrameType | None) -> None:
             self.force_exit = self.force_exit or (self.should_exit and sig == signal.SIGINT)
             self.should_exit = True
+            with contextlib.suppress(AttributeError):  # an app that is no FastAPI app
+                app.state.draining = True
 
     config = uvicorn.Config(
         app,
@@ -95,6 +113,8 @@ def _make_server(app: Any, drain_seconds: float, ready: threading.Event) -> uvic
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=math.ceil(drain_seconds),
+        ssl_certfile=str(tls[0]) if tls else None,
+        ssl_keyfile=str(tls[1]) if tls else None,
     )
     return Server(config)
 
@@ -106,15 +126,18 @@ def serve_app(
     *,
     drain_seconds: float = 30.0,
     on_ready: Callable[[str], None] | None = None,
+    tls: tuple[Path, Path] | None = None,
 ) -> None:
     """Serve an ASGI app until SIGTERM or SIGINT, then let running requests finish; returns normally.
 
-    `on_ready` is called with the URL when the port is open (requests are queued from then on).
+    `on_ready` is called with the URL when the port is open (requests are queued from then on). `tls`: certificate and
+    key, PEM files.
     """
+    check_tls(tls)
     with open_socket(host, port) as listener:
-        server = _make_server(app, drain_seconds, threading.Event())
+        server = _make_server(app, drain_seconds, threading.Event(), tls)
         if on_ready is not None:
-            on_ready(_url(listener))
+            on_ready(_url(listener, secure=tls is not None))
         server.run(sockets=[listener])
 
 

@@ -1,0 +1,44 @@
+"""How a server does: ready or not, Prometheus' text, and the same as JSON for the status page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from fastapi import FastAPI, Response
+
+from riverrun.serve.http.desk import Desk
+from riverrun.serve.http.streaming import run_in_thread
+from riverrun.serve.metrics import Metrics, page
+from riverrun.web.errors import json_bytes
+
+__all__ = ["add_status"]
+
+
+def add_status(app: FastAPI, desk: Desk) -> None:
+    """GET /ready, /metrics and /status."""
+
+    def metrics() -> dict[str, Metrics]:
+        found = {name: getattr(model, "observer", None) for name, model in desk.models.items()}
+        return {name: each for name, each in found.items() if isinstance(each, Metrics)}
+
+    async def ready() -> Response:
+        """Whether requests are taken: not before there is a model, and not while the server ends."""
+        draining, models = bool(getattr(app.state, "draining", False)), list(desk.models)
+        body = {"ready": bool(models) and not draining, "models": models, "draining": draining, "running": desk.running}
+        status = 200 if body["ready"] else 503
+        return Response(json_bytes(body), status, media_type="application/json")
+
+    async def prometheus() -> Response:
+        content, kind = await run_in_thread(lambda: page(metrics()))
+        return Response(content, media_type=kind)
+
+    async def status() -> Response:
+        body: dict[str, Any] = {"running": desk.running}
+        body["models"] = {name: each.state() | each.totals() for name, each in metrics().items()}
+        return Response(json_bytes(body), media_type="application/json")
+
+    add: Callable[..., None] = app.add_api_route
+    add("/ready", ready, methods=["GET"], response_model=None, summary="Whether requests are taken")
+    add("/metrics", prometheus, methods=["GET"], response_model=None, summary="Counts for Prometheus")
+    add("/status", status, methods=["GET"], response_model=None, summary="Counts of now, as JSON")

@@ -31,7 +31,7 @@ def make_app(
     sessions: Path | None = None,
     adapters: Path | None = None,
 ) -> FastAPI:
-    """OpenAI's routes (`openai`), those beside them (`more`), /health, /ready, /metrics; with `page` the chat page at /.
+    """OpenAI's routes (`openai`), those beside them (`more`), /health, /ready, /metrics; with `page` a chat page at /.
 
     `models` is read at each request, so it may gain and lose models while serving. See `make_web_app` for keys, body
     limit, hosts and origins. A silent stream gets a comment every `keep_alive_seconds`. `sessions` and `adapters` are
@@ -40,7 +40,7 @@ def make_app(
     require("fastapi", extra="serve")
     from fastapi import Response
 
-    from riverrun.serve.http.desk import Desk
+    from riverrun.serve.http.desk import HttpDesk
     from riverrun.serve.http.more import add_more
     from riverrun.serve.http.openai import add_routes
     from riverrun.serve.http.status import add_status
@@ -53,7 +53,7 @@ def make_app(
         allowed_origins=allowed_origins,
         open_paths=("/health", "/ready", *(("/",) if page else ())),
     )
-    desk = Desk(models, keep_alive_seconds=keep_alive_seconds)
+    desk = HttpDesk(models, keep_alive_seconds=keep_alive_seconds)
     add_routes(app, desk)
     add_more(app, desk, sessions=sessions, adapters=adapters)
     add_status(app, desk)

@@ -20,11 +20,11 @@ from riverrun.base.errors import InputError, UnsupportedError
 from riverrun.base.protocols import Delta, Embedder
 from riverrun.base.protocols import Request as Asked
 from riverrun.base.types import SamplingParams
-from riverrun.serve.http.desk import Desk, Place, key_of, read_request
+from riverrun.serve.http.desk import HttpDesk, key_of, read_request
 from riverrun.serve.http.openai import add_post, usage_body
 from riverrun.serve.http.schema import Count, StrictBody, read_chat_messages, read_tools
 from riverrun.serve.http.streaming import run_in_thread
-from riverrun.serve.sessions import Session, SessionTable
+from riverrun.serve.sessions import Session
 from riverrun.web.errors import HttpError, json_bytes
 
 __all__ = ["add_more"]
@@ -107,7 +107,7 @@ class AbortBody(BaseModel):
     request_id: str = Field(description="the X-Request-Id of a request that runs")
 
 
-def add_more(app: FastAPI, desk: Desk, *, sessions: Path | None = None, adapters: Path | None = None) -> None:
+def add_more(app: FastAPI, desk: HttpDesk, *, sessions: Path | None = None, adapters: Path | None = None) -> None:
     """Mount the routes; `sessions` and `adapters` are the folders that clients may name files of."""
     routes = _Routes(desk, sessions, adapters)
     add_post(app, "/tokenize", routes.tokenize, TokenizeBody, "Token ids of a text or conversation")
@@ -125,7 +125,7 @@ def add_more(app: FastAPI, desk: Desk, *, sessions: Path | None = None, adapters
 
 
 class _Routes:
-    def __init__(self, desk: Desk, sessions: Path | None, adapters: Path | None) -> None:
+    def __init__(self, desk: HttpDesk, sessions: Path | None, adapters: Path | None) -> None:
         self.desk, self.sessions, self.adapters = desk, sessions, adapters
 
     async def tokenize(self, request: Request) -> Response:
@@ -172,16 +172,10 @@ class _Routes:
 
     # ---- sessions
 
-    def _table(self, place: Place) -> SessionTable:
-        table = getattr(place.model, "sessions", None)
-        if not isinstance(table, SessionTable):
-            raise UnsupportedError(f"model '{place.name}' remembers no sessions: use /v1/chat/completions")
-        return table
-
     async def interactive(self, request: Request) -> Response:
         body = await read_request(request, InteractiveBody)
         place = self.desk.find(body.model or next(iter(self.desk.names()), ""))
-        table = self._table(place)
+        table = place.sessions()
         if body.cancel:
             stopped = self.desk.abort(f"session {body.session_id}")
             return _json({"session_id": body.session_id, "cancelled": stopped})
@@ -227,19 +221,19 @@ class _Routes:
 
     async def close_session(self, request: Request) -> Response:
         body = await read_request(request, SessionBody)
-        table = self._table(self.desk.find(body.model))
+        table = self.desk.find(body.model).sessions()
         await run_in_thread(lambda: table.close(body.session_id))
         return _json({"session_id": body.session_id, "closed": True})
 
     async def save_session(self, request: Request) -> Response:
         body = await read_request(request, SessionBody)
-        table, path = self._table(self.desk.find(body.model)), self._file(body)
+        table, path = self.desk.find(body.model).sessions(), self._file(body)
         tokens = await run_in_thread(lambda: table.save(body.session_id, path))
         return _json({"session_id": body.session_id, "file": path.name, "cached_tokens": tokens})
 
     async def load_session(self, request: Request) -> Response:
         body = await read_request(request, SessionBody)
-        table, path = self._table(self.desk.find(body.model)), self._file(body)
+        table, path = self.desk.find(body.model).sessions(), self._file(body)
         session: Session = await run_in_thread(lambda: table.load(path, body.session_id))
         return _json({"session_id": session.name, "cached_tokens": len(session.pins.tokens)})
 

@@ -17,7 +17,8 @@ from pydantic import BaseModel
 from riverrun.base.protocols import Completion, Delta
 from riverrun.base.protocols import Request as Asked
 from riverrun.base.types import TokenLogprob, ToolCall, Usage
-from riverrun.serve.http.desk import Desk, Place, key_of, read_request
+from riverrun.serve.desk import Place
+from riverrun.serve.http.desk import HttpDesk, key_of, read_request
 from riverrun.serve.http.schema import (
     ChatBody,
     CompletionBody,
@@ -32,7 +33,7 @@ from riverrun.web.errors import HttpError, json_bytes
 __all__ = ["add_post", "add_routes", "usage_body"]
 
 
-def add_routes(app: FastAPI, desk: Desk) -> None:
+def add_routes(app: FastAPI, desk: HttpDesk) -> None:
     """Mount the routes over the desk's models, which may change while the server runs."""
     routes = _Routes(desk)
     add: Callable[..., None] = app.add_api_route
@@ -63,7 +64,7 @@ def _inline(schema: Any, definitions: Mapping[str, Any]) -> Any:
 
 
 class _Routes:
-    def __init__(self, desk: Desk) -> None:
+    def __init__(self, desk: HttpDesk) -> None:
         self.desk = desk
         self.created = int(time.time())
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from fastapi import FastAPI, Response
 
-from riverrun.serve.http.desk import Desk
+from riverrun.serve.http.desk import HttpDesk
 from riverrun.serve.http.streaming import run_in_thread
 from riverrun.serve.metrics import Metrics, page
 from riverrun.web.errors import json_bytes
@@ -15,7 +15,7 @@ from riverrun.web.errors import json_bytes
 __all__ = ["add_status"]
 
 
-def add_status(app: FastAPI, desk: Desk) -> None:
+def add_status(app: FastAPI, desk: HttpDesk) -> None:
     """GET /ready, /metrics and /status."""
 
     def metrics() -> dict[str, Metrics]:

@@ -1,0 +1,1 @@
+"""gRPC over any `LanguageModel`; riverrun.proto describes it."""

@@ -97,7 +97,8 @@ class Hermes:
             head = json.dumps(
                 '{"name": ' + json.dumps(tool.name, ensure_ascii=False) + ', "arguments": ', ensure_ascii=False
             )
-            schema = {"type": "object", **tool.parameters, "x-guidance": GRAMMAR_SPACES}
+            # an argument that the tool does not know would make the call a wrong one
+            schema = {"type": "object", "additionalProperties": False, **tool.parameters, "x-guidance": GRAMMAR_SPACES}
             lines.append(f'call_{number}: {head} arguments_{number} "}}"')
             lines.append(f"arguments_{number}: %json {json.dumps(schema, ensure_ascii=False)}")
         return "\n".join(lines)

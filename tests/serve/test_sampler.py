@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from riverrun.base.types import SamplingParams
 from riverrun.serve import sampler
-from riverrun.serve.sampler import choose, generator
+from riverrun.serve.sampler import Sampler, choose, generator, ranked
 
 
 def wanted(logits: NDArray[np.float32], params: SamplingParams) -> NDArray[np.float64]:
@@ -85,3 +85,117 @@ def test_the_head_is_enough_and_right(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_greedy_takes_the_first_of_equal_ones() -> None:
     assert choose(np.array([1, 3, 3], dtype=np.float32), SamplingParams(), generator(SamplingParams())) == 1
+
+
+# ---- what changes logits, against the definitions written out -----------------------------------------------------
+
+
+class Seen(Sampler):
+    """Keeps the logits that were drawn from."""
+
+    last: NDArray[np.float32]
+
+    def _changed(self, logits: NDArray[np.float32], allowed: NDArray[np.bool_] | None) -> NDArray[np.float32]:
+        self.last = super()._changed(logits, allowed)
+        return self.last
+
+
+def defined(
+    logits: NDArray[np.float32], params: SamplingParams, prompt: list[int], answer: list[int], ends: set[int], bad: list[list[int]]
+) -> NDArray[np.float64]:
+    """Token by token, from the whole history."""
+    history, out = prompt + answer, logits.astype(np.float64)
+    for token in range(len(out)):
+        if params.repetition_penalty != 1 and token in history:
+            out[token] = out[token] / params.repetition_penalty if out[token] > 0 else out[token] * params.repetition_penalty
+        count = answer.count(token)
+        out[token] -= params.presence_penalty * (count > 0) + params.frequency_penalty * count
+        bias = params.logit_bias.get(token, 0.0)
+        out[token] = -np.inf if bias <= -100 else out[token] + bias
+        size = params.no_repeat_ngram
+        run = [*history[len(history) - size + 1 :], token] if size and len(history) >= size - 1 else None
+        if run and any(history[at : at + size] == run for at in range(len(history) - size + 1)):
+            out[token] = -np.inf
+        if any(word == [*history[len(history) - len(word) + 1 :], token] for word in bad if len(word) - 1 <= len(history)):
+            out[token] = -np.inf
+        if len(answer) < params.min_tokens and token in ends:
+            out[token] = -np.inf
+    return out
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(
+    st.integers(0, 2**20),
+    st.lists(st.integers(0, 7), max_size=8),
+    st.integers(1, 10),
+    st.sampled_from([1.0, 0.5, 1.7]),
+    st.sampled_from([0.0, 1.5, -0.5]),
+    st.sampled_from([0.0, 0.7]),
+    st.integers(0, 3),
+    st.dictionaries(st.integers(0, 7), st.sampled_from([-100.0, -1.0, 3.0]), max_size=3),
+    st.integers(0, 4),
+    st.lists(st.lists(st.integers(0, 7), min_size=1, max_size=3), max_size=3),
+)
+def test_changed_logits_are_those_of_the_definitions(
+    seed: int, prompt: list[int], steps: int, repetition: float, presence: float, frequency: float, ngram: int,
+    bias: dict[int, float], least: int, bad: list[list[int]],
+) -> None:  # fmt: skip
+    params = SamplingParams(
+        max_tokens=20, repetition_penalty=repetition, presence_penalty=presence, frequency_penalty=frequency,
+        no_repeat_ngram=ngram, logit_bias=bias, min_tokens=least, bad_words=tuple("x" for _ in bad),
+    )  # fmt: skip
+    source = np.random.default_rng(seed)
+    own = Seen(params, prompt, ends=[2], bad=bad)
+    answer: list[int] = []
+    for _ in range(steps):
+        logits = source.normal(size=8).astype(np.float32) * 3
+        want = defined(logits, params, prompt, answer, {2}, bad)
+        token = own.choose(logits)
+        if not own.plain and np.isfinite(want).any():
+            np.testing.assert_allclose(own.last, want, rtol=1e-5, atol=1e-5)
+            assert token == int(np.argmax(own.last))
+        own.took(token)
+        answer.append(token)
+
+
+@pytest.mark.parametrize("min_p", [0.05, 0.5, 1.0])
+@pytest.mark.parametrize("other", [{}, {"top_k": 5}, {"top_p": 0.8}])
+def test_min_p_keeps_what_is_likely_enough(min_p: float, other: dict[str, float]) -> None:
+    logits = np.random.default_rng(5).normal(size=50).astype(np.float32) * 2
+    params = SamplingParams(temperature=0.9, min_p=min_p, **other)  # type: ignore[arg-type]
+    got, want = drawn(logits, params, 4000), wanted_by_token(logits, params)
+    order = np.argsort(-logits, kind="stable") if other else np.arange(len(logits))
+    assert np.abs(np.cumsum((got - want)[order])).max() <= 1e-3
+    assert got[want == 0].sum() == 0
+
+
+def wanted_by_token(logits: NDArray[np.float32], params: SamplingParams) -> NDArray[np.float64]:
+    """Shares by token: top_k, top_p, then min_p of the likeliest."""
+    order = np.argsort(-logits, kind="stable")[: params.top_k or None]
+    share = np.exp((logits[order].astype(np.float64) - logits[order[0]]) / params.temperature)
+    share /= share.sum()
+    kept = int(np.searchsorted(share.cumsum(), params.top_p)) + 1 if params.top_p < 1 else len(order)
+    share = np.where(np.arange(len(share)) < kept, share, 0)
+    share = np.where(share >= params.min_p * share[0], share, 0)
+    out = np.zeros(len(logits))
+    out[order] = share / share.sum()
+    return out
+
+
+def test_only_allowed_tokens_are_drawn_and_nothing_is_changed() -> None:
+    logits = np.arange(6, dtype=np.float32)
+    allowed = np.array([True, False, True, False, False, False])
+    before = logits.copy()
+    assert Sampler(SamplingParams(), []).choose(logits, allowed) == 2
+    assert np.array_equal(logits, before)
+
+
+def test_log_probabilities_are_of_the_logits_as_they_came() -> None:
+    logits = np.random.default_rng(0).normal(size=300).astype(np.float32) * 5
+    share = logits.astype(np.float64) - np.log(np.exp(logits.astype(np.float64)).sum())
+    found = ranked(logits, 7, 4)
+    assert found.logprob == pytest.approx(share[7], abs=1e-5)
+    assert [token for token, _ in found.top] == np.argsort(-logits)[:4].tolist()
+    assert [p for _, p in found.top] == pytest.approx(sorted(share, reverse=True)[:4], abs=1e-5)
+    assert ranked(logits, 7, 0).top == ()
+    assert len(ranked(logits[:3], 1, 20).top) == 3

@@ -25,7 +25,7 @@ from riverrun.agent.state import Event, State, params_to_json
 from riverrun.agent.tool import Tool
 from riverrun.base.artifacts import digest_json
 from riverrun.base.errors import InputError, RiverrunError, UnsupportedError, nearest
-from riverrun.base.protocols import Completion, Delta, LanguageModel, ModelInfo, Request, Score
+from riverrun.base.protocols import Completion, Delta, LanguageModel, ModelInfo, Request, Score, refuse
 from riverrun.base.types import Message, Text
 from riverrun.wire.codec import get_codec
 
@@ -141,6 +141,7 @@ class Agent:
             raise UnsupportedError(f"agent '{name}' answers messages, not a raw prompt: send messages")
         if request.params.guide:
             raise UnsupportedError(f"agent '{name}' calls tools and cannot keep to a guide: leave 'guide' out")
+        refuse(request, f"agent '{name}'", "adapter", "forced_tools", "prompt_ids", "logprobs", "prompt_logprobs")
         messages = list(request.messages)
         own = messages.pop(0).require_text(name) if messages[0].role == "system" else ""
         if system := "\n\n".join(text for text in (self.system, own) if text):

@@ -37,7 +37,9 @@ def params_to_json(params: SamplingParams) -> dict[str, Any]:
 
 def params_from_json(value: Mapping[str, Any]) -> SamplingParams:
     guide = Guide(**value["guide"]) if value.get("guide") else None
-    return SamplingParams(**{**value, "stop": tuple(value["stop"]), "guide": guide})
+    lists = {name: tuple(value[name]) for name in ("stop", "bad_words", "stop_ids") if name in value}
+    bias = {int(token): each for token, each in (value.get("logit_bias") or {}).items()}  # JSON's keys are texts
+    return SamplingParams(**{**value, **lists, "guide": guide, "logit_bias": bias})
 
 
 @dataclass

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from hashlib import sha256
 
-from riverrun.base.protocols import Completion, Delta, ModelInfo, Request, Score
+from riverrun.base.protocols import Completion, Delta, ModelInfo, Request, Score, refuse
 from riverrun.base.types import FinishReason, Message, ToolCall, Usage
 
 __all__ = ["FakeModel", "FakeTokenizer", "Reply"]
@@ -36,6 +36,15 @@ class FakeModel:
         return self._info
 
     def _next(self, request: Request) -> Message:
+        refuse(
+            request,
+            f"model '{self._info.name}'",
+            "adapter",
+            "forced_tools",
+            "prompt_ids",
+            "logprobs",
+            "prompt_logprobs",
+        )
         for message in request.messages:
             message.require_text(self._info.name)
         with self._lock:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any, Protocol, runtime_checkable
 
+from riverrun.base.errors import UnsupportedError
 from riverrun.base.types import FinishReason, Message, SamplingParams, TokenLogprob, ToolCall, ToolSpec, Usage
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "Request",
     "Sandbox",
     "Score",
+    "refuse",
 ]
 
 
@@ -78,7 +80,16 @@ class Request:
     prompt_ids: tuple[int, ...] = ()
     forced_tools: tuple[str, ...] = ()
     parallel_tool_calls: bool = True
-    abort: Abort | None = None
+    abort: Abort | None = field(default=None, compare=False)
+
+
+def refuse(request: Request, who: str, *names: str) -> None:
+    """UnsupportedError for the first of these fields, of the request or its parameters, that asks for something."""
+    for name in names:
+        holder, plain = (request, Request()) if hasattr(request, name) else (request.params, SamplingParams())
+        value = getattr(holder, name)
+        if value != getattr(plain, name):
+            raise UnsupportedError(f"'{name}' = {str(value)[:80]} is not supported by {who}: leave it out")
 
 
 @dataclass(frozen=True, slots=True)

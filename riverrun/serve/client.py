@@ -15,8 +15,8 @@ from hashlib import sha256
 from typing import Any
 
 from riverrun.base.errors import InputError, UnsupportedError
-from riverrun.base.protocols import Completion, Delta, ModelInfo, Request, Score
-from riverrun.base.types import FinishReason, Message, ToolCall, Usage
+from riverrun.base.protocols import Completion, Delta, ModelInfo, Request, Score, refuse
+from riverrun.base.types import FinishReason, Guide, Message, SamplingParams, TokenLogprob, ToolCall, Usage
 from riverrun.serve.http.transport import Transport
 
 __all__ = ["RemoteModel"]
@@ -117,11 +117,11 @@ class RemoteModel:
             text = given.get("content") or ""
             calls = [_Function(part).add(part) for part in given.get("tool_calls") or ()]
             steps, reason = tuple(choice.get("steps") or ()), choice.get("finish_reason")
-            usage = _usage(answer.get("usage"))
+            usage, tokens = _usage(answer.get("usage")), _tokens(choice)
         except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
             raise self._unreadable(path, error) from None
         text, message = _message(text, calls)
-        return Completion(message, _reason(reason, message), usage, text, steps)
+        return Completion(message, _reason(reason, message), usage, text, steps, logprobs=tokens)
 
     def stream(self, request: Request) -> Iterator[Delta]:
         """Pieces as they arrive. Closing the iterator closes the connection, which aborts the request."""
@@ -139,8 +139,9 @@ class RemoteModel:
                             calls.setdefault(part.get("index", len(calls)), _Function(part)).add(part)
                         text, step = choice.get("text") or delta.get("content"), choice.get("step")
                         reason = choice.get("finish_reason") or reason
-                        if text or step is not None:
-                            yield Delta(text=text or "", step=step)
+                        tokens = _tokens(choice)
+                        if text or tokens or step is not None:
+                            yield Delta(text=text or "", step=step, logprobs=tokens)
                 except (TypeError, AttributeError, ValueError) as error:
                     raise self._unreadable(path, error) from None
         if reason is None:
@@ -174,25 +175,34 @@ class RemoteModel:
     def _body(self, request: Request) -> tuple[str, dict[str, Any]]:
         """Path and JSON of a request. Sampling fields that are off are left out: not every endpoint knows them."""
         params = request.params
+        refuse(request, self.base_url, "adapter", "prompt_logprobs")
         body: dict[str, Any] = {
             "model": self.model,
             "max_tokens": params.max_tokens,
             "temperature": params.temperature,
             "top_p": params.top_p,
         }
-        if params.top_k:
-            body["top_k"] = params.top_k
-        if params.stop:
-            body["stop"] = list(params.stop)
-        if params.seed is not None:
-            body["seed"] = params.seed
+        plain = SamplingParams()
+        for name, own in _FIELDS.items():
+            value = getattr(params, name)
+            if value != getattr(plain, name):
+                body[own] = list(value) if isinstance(value, tuple) else value
+        if params.logit_bias:
+            body["logit_bias"] = {str(token): bias for token, bias in params.logit_bias.items()}
         if params.guide is not None:
-            if params.guide.kind != "json_schema":
-                raise UnsupportedError(
-                    f"a guide of kind '{params.guide.kind}' cannot be sent to {self.base_url}: use a JSON schema"
-                )
-            schema = {"name": "answer", "schema": json.loads(params.guide.value), "strict": True}
-            body["response_format"] = {"type": "json_schema", "json_schema": schema}
+            body |= _guided(params.guide)
+        if params.logprobs is not None:
+            chat = {"logprobs": True, "top_logprobs": params.logprobs}
+            body |= chat if request.messages else {"logprobs": params.logprobs}
+        if request.timeout_seconds:
+            body["timeout"] = request.timeout_seconds
+        if request.forced_tools:
+            all_of_them = set(request.forced_tools) == {tool.name for tool in request.tools}
+            if len(request.forced_tools) > 1 and not all_of_them:
+                raise UnsupportedError("one tool can be forced over HTTP, or all: name one, or offer fewer")
+            named = {"type": "function", "function": {"name": request.forced_tools[0]}}
+            body["tool_choice"] = "required" if all_of_them else named
+            body["parallel_tool_calls"] = request.parallel_tool_calls
         if request.messages:
             body["messages"] = [message.to_openai() for message in request.messages]
             if request.tools:
@@ -200,10 +210,52 @@ class RemoteModel:
             return "/chat/completions", body
         if request.tools:
             raise UnsupportedError("tools need messages, the request has a raw prompt: send messages")
-        return "/completions", body | {"prompt": request.prompt}
+        return "/completions", body | {"prompt": request.prompt or list(request.prompt_ids)}
 
     def _unreadable(self, path: str, error: Exception) -> InputError:
         return InputError(f"{self.base_url}{path} gave an answer that is not OpenAI's ({error!r}): check the address")
+
+
+_FIELDS = {
+    "top_k": "top_k",
+    "stop": "stop",
+    "seed": "seed",
+    "min_p": "min_p",
+    "repetition_penalty": "repetition_penalty",
+    "presence_penalty": "presence_penalty",
+    "frequency_penalty": "frequency_penalty",
+    "no_repeat_ngram": "no_repeat_ngram_size",
+    "bad_words": "bad_words",
+    "stop_ids": "stop_token_ids",
+    "min_tokens": "min_tokens",
+    "ignore_end": "ignore_eos",
+}
+"""Fields of SamplingParams by their names over HTTP (OpenAI's, and vLLM's where OpenAI has none)."""
+
+
+def _guided(guide: Guide) -> dict[str, Any]:
+    """A guide as OpenAI's response_format, or vLLM's fields where OpenAI has none."""
+    if guide.kind == "json_schema":
+        schema = {"name": "answer", "schema": json.loads(guide.value), "strict": True}
+        return {"response_format": {"type": "json_schema", "json_schema": schema}}
+    return {f"guided_{guide.kind}": json.loads(guide.value) if guide.kind == "choice" else guide.value}
+
+
+def _tokens(choice: Mapping[str, Any]) -> tuple[TokenLogprob, ...]:
+    """The chances of an answer's tokens; ids are not told over HTTP, so they are -1."""
+    found = choice.get("logprobs") or {}
+    if "content" in found:
+        return tuple(
+            TokenLogprob(-1, bytes(each["bytes"] or ()), float(each["logprob"]), tuple(
+                TokenLogprob(-1, bytes(near["bytes"] or ()), float(near["logprob"])) for near in each["top_logprobs"]
+            ))
+            for each in found["content"] or ()
+        )  # fmt: skip
+    rows = zip(found.get("tokens", ()), found.get("token_logprobs", ()), found.get("top_logprobs", ()), strict=True)
+    return tuple(
+        TokenLogprob(-1, text.encode(), float(logprob), tuple(TokenLogprob(-1, t.encode(), p) for t, p in near.items()))
+        for text, logprob, near in rows
+    )
 
 
 class _Function:

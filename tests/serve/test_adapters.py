@@ -25,7 +25,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Path
     root = tmp_path_factory.mktemp("adapters")
     folder = write_tiny(root / "model")
     model, found = load_model(load_checkpoint(folder), torch.float32), {}
-    for name, rank, targets in (("one", 4, ("q_proj", "down_proj")), ("two", 8, ("k_proj", "v_proj", "o_proj", "up_proj"))):
+    for name, rank, targets in (
+        ("one", 4, ("q_proj", "down_proj")),
+        ("two", 8, ("k_proj", "v_proj", "o_proj", "up_proj")),
+    ):
         add_adapters(model, rank, 16.0, targets=targets, seed=rank)
         generator = torch.Generator().manual_seed(rank)
         for _, matrix in model.linears():
@@ -72,7 +75,9 @@ def test_adapters_come_and_go_while_requests_run(made: tuple[Path, dict[str, Pat
         with pytest.raises(InputError, match="loaded already"):
             model.load_adapter("one", adapters["two"])
         stream = model.stream(
-            Request((Message.of("user", QUESTION),), adapter="one", params=SamplingParams(max_tokens=400, ignore_end=True))
+            Request(
+                (Message.of("user", QUESTION),), adapter="one", params=SamplingParams(max_tokens=400, ignore_end=True)
+            )
         )
         next(stream)
         model.unload_adapter("one")

@@ -81,7 +81,9 @@ def test_expressions_choices_and_grammars(model: LLM) -> None:
 
 def test_batch_mates_with_other_guides_and_none_change_nothing(model: LLM) -> None:
     guides = [Guide("json_schema", json.dumps(SCHEMA)), None, Guide("regex", "[0-9]+x"), Guide("choice", '["a","b"]')]
-    requests = [asked(guide, 5, max_tokens=60, temperature=temperature) for guide in guides for temperature in (0.0, 0.9)]
+    requests = [
+        asked(guide, 5, max_tokens=60, temperature=temperature) for guide in guides for temperature in (0.0, 0.9)
+    ]
     alone = [model.generate([request])[0].raw for request in requests]
     assert [answer.raw for answer in model.generate(requests)] == alone
     assert ["".join(delta.text for delta in model.stream(request)) for request in requests] == alone

@@ -28,7 +28,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("temperature", [0.0, 0.4, 1.0])
 def test_answers_are_equal_with_and_without(folder: Path, temperature: float) -> None:
     requests = [
-        Request(prompt=text, params=SamplingParams(max_tokens=40, temperature=temperature, seed=seed, logprobs=1, **more))
+        Request(
+            prompt=text, params=SamplingParams(max_tokens=40, temperature=temperature, seed=seed, logprobs=1, **more)
+        )
         for seed, text in enumerate([REPEATING, "SELECT price", REPEATING + " is"])
         for more in ({}, {"repetition_penalty": 1.2}, {"stop": ("book",)})
     ]

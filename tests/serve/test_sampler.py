@@ -101,13 +101,20 @@ class Seen(Sampler):
 
 
 def defined(
-    logits: NDArray[np.float32], params: SamplingParams, prompt: list[int], answer: list[int], ends: set[int], bad: list[list[int]]
+    logits: NDArray[np.float32],
+    params: SamplingParams,
+    prompt: list[int],
+    answer: list[int],
+    ends: set[int],
+    bad: list[list[int]],
 ) -> NDArray[np.float64]:
     """Token by token, from the whole history."""
     history, out = prompt + answer, logits.astype(np.float64)
     for token in range(len(out)):
         if params.repetition_penalty != 1 and token in history:
-            out[token] = out[token] / params.repetition_penalty if out[token] > 0 else out[token] * params.repetition_penalty
+            out[token] = (
+                out[token] / params.repetition_penalty if out[token] > 0 else out[token] * params.repetition_penalty
+            )
         count = answer.count(token)
         out[token] -= params.presence_penalty * (count > 0) + params.frequency_penalty * count
         bias = params.logit_bias.get(token, 0.0)
@@ -116,7 +123,9 @@ def defined(
         run = [*history[len(history) - size + 1 :], token] if size and len(history) >= size - 1 else None
         if run and any(history[at : at + size] == run for at in range(len(history) - size + 1)):
             out[token] = -np.inf
-        if any(word == [*history[len(history) - len(word) + 1 :], token] for word in bad if len(word) - 1 <= len(history)):
+        if any(
+            word == [*history[len(history) - len(word) + 1 :], token] for word in bad if len(word) - 1 <= len(history)
+        ):
             out[token] = -np.inf
         if len(answer) < params.min_tokens and token in ends:
             out[token] = -np.inf

@@ -286,7 +286,7 @@ def _params(body: _Sampling, max_tokens: int, logprobs: int | None) -> SamplingP
         logit_bias=_bias(body),
         bad_words=tuple(body.bad_words),
         stop_ids=tuple(body.stop_token_ids),
-        min_tokens=min(body.min_tokens, max_tokens),
+        min_tokens=body.min_tokens,
         ignore_end=body.ignore_eos,
         logprobs=logprobs,
         prompt_logprobs=body.prompt_logprobs,

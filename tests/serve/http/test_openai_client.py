@@ -175,9 +175,9 @@ def test_cached_tokens_are_told(client: openai.OpenAI, models: dict[str, FakeMod
 def test_errors_arrive_as_the_clients_classes(client: openai.OpenAI, stream: bool) -> None:
     with pytest.raises(openai.NotFoundError, match=r"no model 'gpt-9'.*echo"):
         client.chat.completions.create(model="gpt-9", messages=ASK, stream=stream)
-    with pytest.raises(openai.BadRequestError, match="'n' = 2") as caught:
-        client.chat.completions.create(model="echo", messages=ASK, n=2, stream=stream)
-    assert (caught.value.param, caught.value.code) == ("n", "unsupported")
+    with pytest.raises(openai.BadRequestError, match="'store' = true") as caught:
+        client.chat.completions.create(model="echo", messages=ASK, store=True, stream=stream)
+    assert (caught.value.param, caught.value.code) == ("store", "unsupported")
 
 
 def test_32_streams_and_32_answers_at_once(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -342,8 +343,27 @@ def test_what_is_sent(other: Scripted) -> None:
     assert other.asked[0] == ("/v1/chat/completions", plain)
     assert other.asked[1][1] == {**plain, "stream": True, "stream_options": {"include_usage": True}}
     assert other.asked[2][1]["response_format"]["json_schema"]["schema"] == {"type": "object"}
-    with pytest.raises(UnsupportedError, match="kind 'regex'"):
-        model.generate([Request(messages=ASK.messages, params=SamplingParams(guide=Guide("regex", "a+")))])
+    tools = (TOOL, replace(TOOL, name="other"))
+    everything = SamplingParams(
+        top_k=3, min_p=0.1, repetition_penalty=1.1, presence_penalty=0.5, frequency_penalty=0.25, no_repeat_ngram=3,
+        logit_bias={5: -1.0}, bad_words=("b",), stop_ids=(7,), min_tokens=2, ignore_end=True, logprobs=2,
+        guide=Guide("regex", "a+"),
+    )  # fmt: skip
+    other.answers = [answer(said("x"))] * 3
+    model.generate([replace(ASK, params=everything, timeout_seconds=3.0)])
+    wanted = {
+        "top_k": 3, "min_p": 0.1, "repetition_penalty": 1.1, "presence_penalty": 0.5, "frequency_penalty": 0.25,
+        "no_repeat_ngram_size": 3, "logit_bias": {"5": -1.0}, "bad_words": ["b"], "stop_token_ids": [7],
+        "min_tokens": 2, "ignore_eos": True, "logprobs": True, "top_logprobs": 2, "guided_regex": "a+", "timeout": 3.0,
+    }  # fmt: skip
+    assert {key: other.asked[3][1][key] for key in wanted} == wanted
+    model.generate([replace(ASK, tools=tools, forced_tools=("f", "other"), parallel_tool_calls=False)])
+    assert (other.asked[4][1]["tool_choice"], other.asked[4][1]["parallel_tool_calls"]) == ("required", False)
+    model.generate([replace(ASK, tools=tools, forced_tools=("other",))])
+    assert other.asked[5][1]["tool_choice"] == {"type": "function", "function": {"name": "other"}}
+    for request in (replace(ASK, adapter="x"), replace(ASK, params=SamplingParams(prompt_logprobs=1))):
+        with pytest.raises(UnsupportedError, match="is not supported by http"):
+            model.generate([request])
 
 
 def test_calls_in_pieces_are_put_together(other: Scripted) -> None:

@@ -1,0 +1,189 @@
+"""The gRPC interface with its own client: the same answers as in process, sessions, aborts, keys, errors, health, TLS."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from riverrun.base.errors import BusyError, InputError, LateError, UnsupportedError
+from riverrun.base.fakes import FakeModel
+from riverrun.base.types import Guide, Message, SamplingParams, ToolSpec
+from riverrun.serve.llm import LLM
+from riverrun.web.keys import KeyRing, KeySettings
+from tests.tiny_model import write_tiny
+
+pytest.importorskip("grpc", reason="not run here: grpcio is not installed")
+
+from riverrun.serve.grpc.client import GrpcClient
+from riverrun.serve.grpc.messages import SERVICE, descriptor
+from riverrun.serve.grpc.server import GrpcServer
+
+SHORT = SamplingParams(max_tokens=8, logprobs=2)
+ASKED = [Message.of("system", "You sell books."), Message.of("user", "How much is Salt?")]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
+    with LLM(write_tiny(tmp_path_factory.mktemp("grpc")), dtype="float32", slots=4) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def server(model: LLM) -> Iterator[GrpcServer]:
+    with GrpcServer({"tiny": model, "fake": FakeModel(name="fake")}) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def client(server: GrpcServer) -> Iterator[GrpcClient]:
+    with GrpcClient(f"127.0.0.1:{server.port}") as opened:
+        yield opened
+
+
+def test_answers_are_those_of_the_model(client: GrpcClient, model: LLM) -> None:
+    from riverrun.base.protocols import Request
+
+    params = SamplingParams(
+        max_tokens=12, temperature=0.9, top_p=0.9, top_k=40, min_p=0.01, seed=5, repetition_penalty=1.1,
+        presence_penalty=0.2, frequency_penalty=0.1, no_repeat_ngram=3, logit_bias={5: -100.0}, bad_words=("x",),
+        stop=("##",), stop_ids=(7,), min_tokens=2, logprobs=1,
+    )  # fmt: skip
+    for own in (SHORT, params):
+        [wanted] = model.generate([Request(tuple(ASKED), params=own)])
+        deltas = list(client.chat(ASKED, own))
+        assert "".join(delta.text for delta in deltas) == wanted.message.text
+        assert (deltas[-1].finish_reason, deltas[-1].usage.completion_tokens) == (
+            wanted.finish_reason,
+            wanted.usage.completion_tokens,
+        )  # type: ignore[union-attr]
+        got = [token for delta in deltas for token in delta.logprobs]
+        assert [(token.id, token.piece) for token in got] == [(token.id, token.piece) for token in wanted.logprobs]
+        assert [token.logprob for token in got] == pytest.approx([token.logprob for token in wanted.logprobs], abs=1e-4)
+        assert [len(token.top) for token in got] == [own.logprobs] * len(got)
+    ids = client.tokenize("How much")
+    assert client.detokenize(ids) == "How much"
+    assert client.tokenize(messages=ASKED) == model.tokenize(Request(tuple(ASKED)))
+    texts = ["".join(delta.text for delta in client.generate(given, SHORT)) for given in ("How much", ids)]
+    assert texts == [model.generate([Request(prompt="How much", params=SHORT)])[0].raw] * 2
+    assert client.embed(["a", "b"], pooling="last")[1] == pytest.approx(model.embed(["b"], pooling="last")[0], abs=1e-5)
+    for prefix in ("How much", ASKED):
+        [one], [other] = client.score(prefix, [" is it"]), model.score(prefix, [" is it"])
+        assert one.logprobs == pytest.approx(other.logprobs, abs=1e-4)
+    assert client.info("tiny").digest == model.info.digest
+
+
+def test_guides_and_tools(client: GrpcClient) -> None:
+    pytest.importorskip("llguidance", reason="not run here: llguidance is not installed")
+    choice = SamplingParams(guide=Guide("choice", '["yes", "no"]'))
+    assert "".join(delta.text for delta in client.generate("Well?", choice)) in ("yes", "no")
+    schema = {"type": "object", "properties": {"q": {"enum": ["a", "b"]}}, "required": ["q"]}
+    tool = ToolSpec("look", "Look.", schema)
+    deltas = list(
+        client.chat(
+            ASKED, SamplingParams(max_tokens=99), tools=[tool], forced_tools=["look"], parallel_tool_calls=False
+        )
+    )
+    [call] = [call for delta in deltas for call in delta.tool_calls]
+    assert (call.name, call.arguments["q"] in ("a", "b"), deltas[-1].finish_reason) == ("look", True, "tool_calls")
+
+
+def test_sessions_and_aborts(client: GrpcClient, model: LLM) -> None:
+    name = client.open_session(messages=ASKED[:1])
+    first = "".join(delta.text for delta in client.chat(ASKED[1:], SHORT, session=name))
+    assert first == model.chat(ASKED, SHORT).raw
+    list(client.chat([Message.of("user", "And?")], SHORT, session=name))
+    assert len(model.sessions.get(name).messages) == 5
+    client.close_session(name)
+    with pytest.raises(InputError, match="there is no session"):
+        client.close_session(name)
+    endless = SamplingParams(max_tokens=450, ignore_end=True)
+    stream = client.generate("long", endless)
+    next(stream)
+    stream.close()
+    named = client.generate("long", endless, request_id="mine")
+    next(named)
+    assert client.abort("mine")
+    assert list(named)[-1].finish_reason == "abort"
+    assert not client.abort("mine")
+    for _ in range(100):
+        if model.loop.run(lambda: model.loop.scheduler.is_idle):
+            break
+        time.sleep(0.05)
+    model.loop.run(model.loop.scheduler.check_integrity)
+
+
+def test_errors_are_told_as_over_http(client: GrpcClient) -> None:
+    for call, kind, part in (
+        (lambda: list(client.chat([])), InputError, "needs messages or a prompt"),
+        (lambda: list(client.chat([Message("robot")])), InputError, "messages.0: message role 'robot'"),  # type: ignore[arg-type]
+        (lambda: list(client.chat(ASKED, model="nope")), InputError, "there is no model 'nope': this server has tiny, fake"),
+        (lambda: list(client.generate([99999])), InputError, "token 99999 does not exist"),
+        (lambda: list(client.generate("x", SamplingParams(max_tokens=400, ignore_end=True), timeout_seconds=0.05)), LateError, "limit"),
+        (lambda: client.tokenize("x", model="fake"), UnsupportedError, "does not show its tokens"),
+        (lambda: client.open_session(model="fake"), UnsupportedError, "remembers no sessions"),
+    ):  # fmt: skip
+        with pytest.raises(kind, match=part):
+            call()
+
+
+def test_keys_and_their_quotas(model: LLM) -> None:
+    from hashlib import sha256
+
+    def key(name: str, **quota: int) -> KeySettings:
+        return KeySettings(name=name, sha256=sha256(name.encode()).hexdigest(), **quota)
+
+    ring = KeyRing([key("one", concurrency=1), key("little", tokens_per_minute=10)])
+    with GrpcServer({"tiny": model}, keys=ring) as server:
+        address = f"127.0.0.1:{server.port}"
+        for wrong in ("", "other"):
+            with (
+                GrpcClient(address, api_key=wrong) as stranger,
+                pytest.raises(InputError, match="an API key is needed"),
+            ):
+                stranger.info()
+        with GrpcClient(address, api_key="one") as one:
+            stream = one.generate("long", SamplingParams(max_tokens=400, ignore_end=True))
+            next(stream)
+            with pytest.raises(BusyError, match="1 requests of key 'one' run"):
+                one.info()
+            stream.close()
+        with GrpcClient(address, api_key="little") as little:
+            assert list(little.generate("How much is it?", SamplingParams(max_tokens=12, ignore_end=True)))
+            with pytest.raises(BusyError, match="used its 10 tokens a minute"):
+                little.info()
+
+
+def test_health_and_reflection(server: GrpcServer) -> None:
+    import grpc
+    from google.protobuf.descriptor_pool import DescriptorPool
+    from grpc_health.v1 import health_pb2, health_pb2_grpc
+    from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
+
+    with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        for name in ("", SERVICE):
+            assert (
+                health.Check(health_pb2.HealthCheckRequest(service=name)).status
+                == health_pb2.HealthCheckResponse.SERVING
+            )
+        database = ProtoReflectionDescriptorDatabase(channel)
+        assert SERVICE in database.get_services()
+        methods = DescriptorPool(database).FindServiceByName(SERVICE).methods_by_name
+    assert set(methods) == set(descriptor().services_by_name["Riverrun"].methods_by_name)
+
+
+def test_the_descriptor_is_that_of_the_proto() -> None:
+    """riverrun.desc is compiled from riverrun.proto (`make proto`)."""
+    protoc = pytest.importorskip("grpc_tools.protoc", reason="not run here: grpcio-tools is not installed")
+    import tempfile
+
+    import riverrun.serve.grpc as room
+
+    folder = Path(room.__file__).parent
+    with tempfile.TemporaryDirectory() as work:
+        out = Path(work) / "riverrun.desc"
+        assert protoc.main(["protoc", f"-I{folder}", f"--descriptor_set_out={out}", "riverrun.proto"]) == 0
+        assert out.read_bytes() == (folder / "riverrun.desc").read_bytes()

@@ -1,4 +1,4 @@
-"""The gRPC interface with its own client: the same answers as in process, sessions, aborts, keys, errors, health, TLS."""
+"""The gRPC interface with its own client: answers as in process, sessions, aborts, keys, errors, health."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ SOAKS := $(filter-out __init__,$(patsubst bench/soak/%.py,%,$(wildcard bench/soa
 BENCHES := $(filter-out __init__ common,$(patsubst bench/%.py,%,$(wildcard bench/*.py)))
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test check docs clean
+.PHONY: help install quickstart test check docs proto clean
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -32,6 +32,9 @@ check: $(VENV)/.developed ## format, lint, types, house rules
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/test_house.py tests/test_docs.py
+
+proto: $(VENV)/.developed ## riverrun.desc again from riverrun.proto
+	$(BIN)/python -m grpc_tools.protoc -I riverrun/serve/grpc --descriptor_set_out=riverrun/serve/grpc/riverrun.desc riverrun.proto
 
 docs: $(VENV)/.developed ## write again the pages that are made from the code
 	$(BIN)/python docs/generate.py

@@ -97,7 +97,7 @@ class PagedCache:
         return self._read("keys", layer, tables), self._read("values", layer, tables)
 
     def _read(self, name: str, layer: int, tables: Tensor) -> Tensor:
-        found = getattr(self, name)[layer][tables]
+        found: Tensor = getattr(self, name)[layer][tables]
         if self.kind == "int8":
             found = decode(found, self.scales[name][layer][tables], self.dtype)
         batch, count, heads, size, dim = found.shape
@@ -289,7 +289,7 @@ class _Plan:
                     reach = min(end, new[n].start + row + count)
                     rows = np.arange(first[n] + row, first[n] + row + count)
                     self._add(rows, int(at[n]) + common, begin, reach - begin, size)
-        self.spans = (_Span * len(self._found))(*self._found)
+        self.spans = (_Span * len(self._found))(*(_Span(*each) for each in self._found))
         rows = np.concatenate(self._rows)
         order = np.argsort(rows, kind="stable")  # spans of one query stand in the order of their keys already
         tokens = int(first[-1]) + new[-1].count

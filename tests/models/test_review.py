@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import shutil
 import struct
@@ -26,8 +25,8 @@ from riverrun.models.io.adapter import add_adapters, load_adapter, save_adapter
 from riverrun.models.io.gguf import GGUFFile
 from riverrun.models.load import load_checkpoint, load_model
 from riverrun.models.tokenizer import StreamDecoder, Tokenizer
-from riverrun.serve import llm as room
 from riverrun.serve.llm import LLM
+from riverrun.serve.pace import Pace
 from riverrun.serve.sampler import choose
 from riverrun.train import checkpoint
 from riverrun.train.finetune import read_rows
@@ -137,28 +136,20 @@ def ask(text: str, tokens: int = 6) -> Request:
     return Request((Message.of("user", text),), params=SamplingParams(max_tokens=tokens))
 
 
-def test_a_failing_copy_loses_no_waiter_and_no_slot(model: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: object) -> None:
-        raise RuntimeError("copy failed")
-
-    monkeypatch.setattr(model._engine, "copy_prefix", broken)
-    sequences = [model._sequence(ask(str(n))) for n in range(5)]
-    model._submit(sequences)
-    assert all(sequence.done.wait(20) for sequence in sequences), "a waiter was forgotten"
-    monkeypatch.undo()
-    assert model.generate([ask("again")])[0].usage.completion_tokens == 6
-    model._table.check_integrity([])
-
-
-def test_a_failing_score_gives_its_slot_back(model: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_step_loses_no_waiter_and_no_block(model: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
         raise RuntimeError("no memory")
 
-    monkeypatch.setattr(model._engine, "forward", broken)
+    monkeypatch.setattr(model.loop.engine, "forward", broken)
+    sequences = [model._sequence(ask(str(n))) for n in range(5)]
+    model.loop.submit(sequences)
+    assert all(sequence.done.wait(20) for sequence in sequences), "a waiter was forgotten"
     for _ in range(2):
         with pytest.raises(RuntimeError, match="no memory"):
             model.score("a long enough prefix here", ["x y"])
-    model._table.check_integrity([])
+    monkeypatch.undo()
+    assert model.generate([ask("again")])[0].usage.completion_tokens == 6
+    model.loop.run(model.loop.scheduler.check_integrity)
 
 
 def test_nothing_to_score_is_an_input_error(model: LLM) -> None:
@@ -167,33 +158,32 @@ def test_nothing_to_score_is_an_input_error(model: LLM) -> None:
 
 
 def test_a_long_prompt_gives_way_to_running_answers(model: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "PREFILL_TOKENS", 16)
+    model.loop.pace = Pace(most=16, least=16)
     sizes: list[list[int]] = []
-    forward, begun = model._engine.forward, threading.Event()
+    forward, begun = model.loop.engine.forward, threading.Event()
 
-    def watched(slots: Any, new: Any) -> Any:
-        sizes.append([len(ids) for ids in new])
+    def watched(work: Any) -> Any:
+        sizes.append([len(each.tokens) for each in work])
         begun.set()
-        return forward(slots, new)
+        return forward(work)
 
-    monkeypatch.setattr(model._engine, "forward", watched)
+    monkeypatch.setattr(model.loop.engine, "forward", watched)
     first, second = model._sequence(ask("x", 200)), model._sequence(ask("book " * 60, 2))
-    model._submit([first])
+    model.loop.submit([first])
     assert begun.wait(20)
-    model._submit([second])
+    model.loop.submit([second])
     assert first.done.wait(60)
     assert second.done.wait(60)
-    pieces = [i for i, size in enumerate(sizes) if max(size) > 1]
-    while_running = [(a, b) for a, b in itertools.pairwise(pieces) if any(max(s) == 1 for s in sizes[:a])]
-    assert while_running
-    assert all(b - a > 1 for a, b in while_running), sizes[:30]
+    beside = [size for size in sizes if max(size) > 1][len(first.prompt) // 16 + 1 :]
+    assert len(beside) > 3
+    assert all(size[0] == 1 and sum(size) <= 17 for size in beside), sizes[:30]
 
 
 def test_a_stream_closed_before_it_is_read_is_aborted(model: LLM) -> None:
     stream = model.stream(ask("x", 400))
-    running = (model._running + list(model._waiting)) or [None]
-    stream.close()
-    assert running[0] is None or running[0].aborted
+    stream.close()  # type: ignore[attr-defined]
+    assert stream._sequence.aborted  # type: ignore[attr-defined]
+    assert stream._sequence.done.wait(20)  # type: ignore[attr-defined]
 
 
 def test_old_checkpoints_do_not_displace_those_of_a_new_run(tmp_path: Path) -> None:

@@ -91,7 +91,8 @@ class TorchEngine:
         hidden = self.model(ids, attend.positions, attend, keys)
         ends = np.cumsum([len(each.tokens) for each in work])
         rows = np.concatenate([np.arange(end - each.wanted, end) for each, end in zip(work, ends, strict=True)])
-        return hidden[torch.from_numpy(rows).to(self.device)]
+        chosen: Tensor = hidden[torch.from_numpy(rows).to(self.device)]
+        return chosen
 
     def _route(self, work: Sequence[Work]) -> None:
         """Send the tokens of each adapter's sequences through it."""

@@ -287,8 +287,8 @@ class ChatChunks(_Chunks):
     def delta(self, delta: Delta, index: int = 0) -> list[dict[str, Any]]:
         out = []
         if delta.text or delta.logprobs:
-            known = {"logprobs": _chat_logprobs(delta.logprobs)} if self.logprobs and delta.logprobs else {}
-            out.append(self._chunk({"content": delta.text}, index, **known))
+            known = _chat_logprobs(delta.logprobs) if self.logprobs and delta.logprobs else None
+            out.append(self._chunk({"content": delta.text}, index, logprobs=known))
         if delta.step is not None:
             out.append(self._chunk({}, index, step=dict(delta.step)))
         for call in delta.tool_calls:

@@ -87,6 +87,11 @@ class Speed:
     failed: dict[str, dict[str, str]] = field(default_factory=dict)
 
     @property
+    def compiled(self) -> bool:
+        """Whether compiled settings are looked at: they may take minutes each before their first step."""
+        return bool(self.options.rest.search != "eager")
+
+    @property
     def judged(self) -> bool | None:
         return None if self.options.quick else True
 
@@ -151,7 +156,7 @@ class Speed:
         return found + (self._flop_limit(results) if method == "lora" else self._share(results))
 
     def _trl(self, method: str, job: Mapping[str, Any], short: Mapping[str, Any]) -> dict[str, Contest]:
-        lines = peer_settings.trl_lines()
+        lines = peer_settings.trl_lines(compiled=self.compiled)
         if self.options.quick:
             lines = peer_settings.quick(lines, "TRL padded eager, batch 8", "TRL grouped eager, batch 4")
         contest = partial(self.peer, "trl", "trl_train")
@@ -194,7 +199,7 @@ class Speed:
         return self._rows(name, results, {"Trainer": 1.5, "litgpt": 1.3}, labels=False)
 
     def _trainer(self, shape: str, job: Mapping[str, Any], short: Mapping[str, Any]) -> dict[str, Contest]:
-        lines = peer_settings.hf_lines()
+        lines = peer_settings.hf_lines(compiled=self.compiled)
         if self.options.quick:
             lines = peer_settings.quick(lines, "Trainer bf16 eager, batch 2", "Trainer mixed eager, batch 4")
         contest = partial(self.peer, "trl", "hf_train")
@@ -329,8 +334,8 @@ def chosen_parts(only: str) -> tuple[str, ...]:
 
 def main() -> int:
     options = parser((__doc__ or "").split("\n\n")[0])
-    told = "look for the peers' best settings, or take those found before"
-    options.add_argument("--search", default="new", choices=("new", "stored"), help=told)
+    told = "look for the peers' best settings, among those that compile nothing alone, or take those found before"
+    options.add_argument("--search", default="new", choices=("new", "eager", "stored"), help=told)
     options.add_argument("--only", default="", help=f"parts with commas between: {', '.join(PARTS)}")
     chosen = read_options(options.parse_args(), KNOWN_PEERS)
     parts = chosen_parts(chosen.rest.only)

@@ -299,14 +299,22 @@ class Speed:
         rows, counts = material.short_rows(steps, "rows-short")
         job = self.job("full", rows, material.base_folder(), rows_per_step=1, betas=[0.9, 0.99], schedule="constant")
         ours = child(sys.executable, ["-m", "bench.parts.train_rows"], job | {"task": "losses"}, "losses_ours")
-        theirs = child(peer_python("trl"), [PEERS / "hf_losses.py"], job, "losses_hf")
-        both = list(zip(ours["losses"], theirs["losses"], strict=True))
-        most = max(abs(one - other) for one, other in both)
-        note = (
-            f"{len(both)} steps of one document, {counts['row_tokens']} tokens, all weights at {job['learning_rate']}"
-        )
-        fell = f"; from {both[0][0]:.3f} to {both[-1][0]:.3f}, transformers to {both[-1][1]:.3f}"
-        return [Row(LOSS, most, "nats", 1e-4, note=note + fell)]
+        theirs = {
+            dtype: child(peer_python("trl"), [PEERS / "hf_losses.py"], job | {"dtype": dtype}, f"losses_hf_{dtype}")
+            for dtype in ("float32", "float64")
+        }
+        own, plain, exact = ours["losses"], theirs["float32"]["losses"], theirs["float64"]["losses"]
+
+        def most(one: Sequence[float], other: Sequence[float]) -> float:
+            return max(abs(a - b) for a, b in zip(one, other, strict=True))
+
+        note = f"{len(own)} steps of one document, {counts['row_tokens']} tokens, all weights at {job['learning_rate']}"
+        fell = f"; from {own[0]:.3f} to {own[-1]:.3f}, transformers to {plain[-1]:.3f}"
+        beside = f"transformers in fp32 is {most(plain, exact):.2e} from itself in fp64"
+        return [
+            Row(LOSS, most(own, plain), "nats", 1e-4, note=note + fell),
+            Row(f"{LOSS}: against the same in fp64", most(own, exact), "nats", 1e-4, note=beside),
+        ]
 
     def measure(self, parts: Sequence[str]) -> list[Row]:
         rows: list[Row] = []

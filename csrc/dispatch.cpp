@@ -89,3 +89,7 @@ RIVERRUN_API void riverrun_adamw8bit(int dtype, int grad_dtype, float* master, v
     table->adamw8bit(dtype, grad_dtype, master, weight, grad, m_codes, m_scales, v_codes, v_scales, m_table, v_table,
                      size, rate, beta1, beta2, eps, decay, correction1, correction2, grad_scale);
 }
+
+RIVERRUN_API void riverrun_sum_squares(int dtype, const void* x, int64_t size, double* out) {
+    table->sum_squares(dtype, x, size, out);
+}

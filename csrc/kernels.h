@@ -40,6 +40,7 @@ struct Kernels {
                       float* m_scales, uint8_t* v_codes, float* v_scales, const float* m_table, const float* v_table,
                       int64_t size, float rate, float beta1, float beta2, float eps, float decay, float correction1,
                       float correction2, float grad_scale);
+    void (*sum_squares)(int dtype, const void* x, int64_t size, double* out);
 };
 
 namespace plain { extern const Kernels kernels; }

@@ -1,5 +1,6 @@
 // The table of kernels that every instruction set fills. Pointers are to contiguous memory unless a stride is named.
-// dtype: 0 float32, 1 bfloat16. T tokens, E features of a row.
+// dtype: 0 float32, 1 bfloat16; in optimizers 2: bfloat16 weights and, in place of masters, the low halves of the fp32
+// values that they round (int16). T tokens, E features of a row.
 #pragma once
 #include "common.h"
 

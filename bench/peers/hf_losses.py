@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 if __name__ == "__main__":
     job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    model = AutoModelForCausalLM.from_pretrained(job["model"], dtype=getattr(torch, job["dtype"]))
+    model = AutoModelForCausalLM.from_pretrained(job["model"], dtype=getattr(torch, job.get("dtype", "float32")))
     betas = tuple(job["betas"])
     optimizer = torch.optim.AdamW(model.parameters(), lr=job["learning_rate"], betas=betas, weight_decay=0.0)
     rows, losses = read_rows(job["subset"]), []

@@ -120,7 +120,7 @@ VOCABULARY = {"preset": "smollm2-135m", "changes": {"vocab_size": 152064, "max_p
 def peer(*, quick: bool, names: Sequence[str]) -> list[Row]:
     """Full fine-tuning at 4,096 tokens with a vocabulary of 150k: peak resident memory of both processes."""
     steps = 1 if quick else 3
-    job = VOCABULARY | {"method": "full", "micro_tokens": 4096, "steps": steps, "recompute": 1.0, "tight": True}
+    job = VOCABULARY | {"method": "full", "micro_tokens": 4096, "steps": steps, "recompute": 1.0}
     ours = child(sys.executable, CHILD, job, "peer-ours")["vmhwm_bytes"]
     theirs: dict[str, float] = {}
     if "trl" in names:

@@ -87,6 +87,11 @@ class Speed:
     failed: dict[str, dict[str, str]] = field(default_factory=dict)
 
     @property
+    def compiled(self) -> bool:
+        """Whether compiled settings are looked at: they may take minutes each before their first step."""
+        return bool(self.options.rest.search != "eager")
+
+    @property
     def judged(self) -> bool | None:
         return None if self.options.quick else True
 
@@ -151,7 +156,7 @@ class Speed:
         return found + (self._flop_limit(results) if method == "lora" else self._share(results))
 
     def _trl(self, method: str, job: Mapping[str, Any], short: Mapping[str, Any]) -> dict[str, Contest]:
-        lines = peer_settings.trl_lines()
+        lines = peer_settings.trl_lines(compiled=self.compiled)
         if self.options.quick:
             lines = peer_settings.quick(lines, "TRL padded eager, batch 8", "TRL grouped eager, batch 4")
         contest = partial(self.peer, "trl", "trl_train")
@@ -194,7 +199,7 @@ class Speed:
         return self._rows(name, results, {"Trainer": 1.5, "litgpt": 1.3}, labels=False)
 
     def _trainer(self, shape: str, job: Mapping[str, Any], short: Mapping[str, Any]) -> dict[str, Contest]:
-        lines = peer_settings.hf_lines()
+        lines = peer_settings.hf_lines(compiled=self.compiled)
         if self.options.quick:
             lines = peer_settings.quick(lines, "Trainer bf16 eager, batch 2", "Trainer mixed eager, batch 4")
         contest = partial(self.peer, "trl", "hf_train")
@@ -294,14 +299,22 @@ class Speed:
         rows, counts = material.short_rows(steps, "rows-short")
         job = self.job("full", rows, material.base_folder(), rows_per_step=1, betas=[0.9, 0.99], schedule="constant")
         ours = child(sys.executable, ["-m", "bench.parts.train_rows"], job | {"task": "losses"}, "losses_ours")
-        theirs = child(peer_python("trl"), [PEERS / "hf_losses.py"], job, "losses_hf")
-        both = list(zip(ours["losses"], theirs["losses"], strict=True))
-        most = max(abs(one - other) for one, other in both)
-        note = (
-            f"{len(both)} steps of one document, {counts['row_tokens']} tokens, all weights at {job['learning_rate']}"
-        )
-        fell = f"; from {both[0][0]:.3f} to {both[-1][0]:.3f}, transformers to {both[-1][1]:.3f}"
-        return [Row(LOSS, most, "nats", 1e-4, note=note + fell)]
+        theirs = {
+            dtype: child(peer_python("trl"), [PEERS / "hf_losses.py"], job | {"dtype": dtype}, f"losses_hf_{dtype}")
+            for dtype in ("float32", "float64")
+        }
+        own, plain, exact = ours["losses"], theirs["float32"]["losses"], theirs["float64"]["losses"]
+
+        def most(one: Sequence[float], other: Sequence[float]) -> float:
+            return max(abs(a - b) for a, b in zip(one, other, strict=True))
+
+        note = f"{len(own)} steps of one document, {counts['row_tokens']} tokens, all weights at {job['learning_rate']}"
+        fell = f"; from {own[0]:.3f} to {own[-1]:.3f}, transformers to {plain[-1]:.3f}"
+        beside = f"transformers in fp32 is {most(plain, exact):.2e} from itself in fp64"
+        return [
+            Row(LOSS, most(own, plain), "nats", 1e-4, note=note + fell),
+            Row(f"{LOSS}: against the same in fp64", most(own, exact), "nats", 1e-4, note=beside),
+        ]
 
     def measure(self, parts: Sequence[str]) -> list[Row]:
         rows: list[Row] = []
@@ -329,8 +342,8 @@ def chosen_parts(only: str) -> tuple[str, ...]:
 
 def main() -> int:
     options = parser((__doc__ or "").split("\n\n")[0])
-    told = "look for the peers' best settings, or take those found before"
-    options.add_argument("--search", default="new", choices=("new", "stored"), help=told)
+    told = "look for the peers' best settings, among those that compile nothing alone, or take those found before"
+    options.add_argument("--search", default="new", choices=("new", "eager", "stored"), help=told)
     options.add_argument("--only", default="", help=f"parts with commas between: {', '.join(PARTS)}")
     chosen = read_options(options.parse_args(), KNOWN_PEERS)
     parts = chosen_parts(chosen.rest.only)

@@ -93,3 +93,7 @@ RIVERRUN_API void riverrun_adamw8bit(int dtype, int grad_dtype, float* master, v
 RIVERRUN_API void riverrun_attention_paged(int dtype, const Paged* paged, const PagedShape* shape) {
     table->attention_paged(dtype, paged, *shape);
 }
+
+RIVERRUN_API void riverrun_sum_squares(int dtype, const void* x, int64_t size, double* out) {
+    table->sum_squares(dtype, x, size, out);
+}

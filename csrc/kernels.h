@@ -1,5 +1,6 @@
 // The table of kernels that every instruction set fills. Pointers are to contiguous memory unless a stride is named.
-// dtype: 0 float32, 1 bfloat16. T tokens, E features of a row.
+// dtype: 0 float32, 1 bfloat16; in optimizers 2: bfloat16 weights and, in place of masters, the low halves of the fp32
+// values that they round (int16). T tokens, E features of a row.
 #pragma once
 #include "common.h"
 
@@ -66,6 +67,7 @@ struct Kernels {
                       int64_t size, float rate, float beta1, float beta2, float eps, float decay, float correction1,
                       float correction2, float grad_scale);
     void (*attention_paged)(int dtype, const Paged* paged, PagedShape shape);
+    void (*sum_squares)(int dtype, const void* x, int64_t size, double* out);
 };
 
 namespace plain { extern const Kernels kernels; }

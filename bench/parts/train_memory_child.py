@@ -48,16 +48,17 @@ def measure(job: Mapping[str, Any]) -> dict[str, Any]:
     from riverrun.data.packing import Pack
     from riverrun.data.tokens import TokenRow
     from riverrun.models.io.adapter import add_adapters
-    from riverrun.train.build import LOGIT_BYTES
+    from riverrun.train.build import LOGIT_BYTES, is_short
     from riverrun.train.duration import Duration
     from riverrun.train.loop import LoopConfig, train
     from riverrun.train.loss import bound_logits
     from riverrun.train.objectives.supervised import Supervised
     from riverrun.train.recipe import OptimizerConfig
 
-    (return_freed_memory if job.get("tight") or job["method"] == "qlora" else keep_freed_memory)()
-    if job["method"] == "qlora":
-        bound_logits(LOGIT_BYTES)
+    short = is_short(job["method"], float(job.get("recompute", 0.0)))
+    (return_freed_memory if short else keep_freed_memory)()
+    if short:
+        bound_logits(LOGIT_BYTES[job["method"]])
     torch.set_num_threads(job.get("threads") or torch.get_num_threads())
     dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[job.get("dtype", "bf16")]
     config = shape_of(job)

@@ -18,6 +18,7 @@ import torch
 
 from bench.parts import gemm
 from riverrun.base.artifacts import write_json
+from riverrun.base.memory import keep_freed_memory
 from riverrun.base.progress import Progress, Task
 from riverrun.data.packing import Pack
 from riverrun.data.tokens import TokenRow
@@ -201,5 +202,6 @@ def losses(job: dict[str, Any]) -> dict[str, Any]:
 TASKS = {"train": measure, "start": start, "losses": losses}
 
 if __name__ == "__main__":
+    keep_freed_memory()  # as `riverrun train run` does
     asked = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     write_json(Path(sys.argv[2]), TASKS[asked["task"]](asked))

@@ -1,4 +1,4 @@
-"""Losses of full training with transformers and torch's AdamW in fp32: `python hf_losses.py JOB ANSWER`.
+"""Losses of full training with transformers and torch's AdamW in the job's dtype: `python hf_losses.py JOB ANSWER`.
 
 One row after another as a single unpadded document, `rows_per_step` to a step; the loss of a step is the sum over its
 labels divided by their number. No trainer in between: the reference is to be read in one look.
@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 if __name__ == "__main__":
     job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    model = AutoModelForCausalLM.from_pretrained(job["model"], dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(job["model"], dtype=getattr(torch, job.get("dtype", "float32")))
     betas = tuple(job["betas"])
     optimizer = torch.optim.AdamW(model.parameters(), lr=job["learning_rate"], betas=betas, weight_decay=0.0)
     rows, losses = read_rows(job["subset"]), []

@@ -101,6 +101,7 @@ def _run_ability(recipe: Path, overrides: Sequence[str], *, out: Path | None, dr
 
     from riverrun.base.memory import keep_freed_memory
     from riverrun.chain.abilities import load_ability, run_ability
+    from riverrun.chain.words import word
 
     folder = out or Path("runs") / (recipe if recipe.is_dir() else recipe.parent).name
     if dry_run:
@@ -108,7 +109,11 @@ def _run_ability(recipe: Path, overrides: Sequence[str], *, out: Path | None, dr
         print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
         return
     keep_freed_memory()
-    result = run_ability(recipe, folder, overrides=overrides, progress=news)
+    try:
+        result = run_ability(recipe, folder, overrides=overrides, progress=news)
+    finally:
+        for log in sorted(folder.glob("*/train.jsonl")):
+            news.say(word("finished", path=_page(log.parent)))
     if result["status"] != "done":
         news.say(f"{result['status']} in stage {result['stage']}: the same command goes on from there")
         return

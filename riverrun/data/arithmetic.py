@@ -3,8 +3,8 @@
 A line reads `37*24=(841;470,8880)888`: a problem, its work in brackets, the answer. The work is what a learner does on
 paper, lowest digit first, so that a carry is always behind, in widths that follow from the operands: the sum; the
 difference as an odometer shows it, then its sign; for each digit of the second factor its product and the sum so far;
-in a division for each digit that is brought down what is divided, `q`, the quotient's digit and the product that is
-taken away, then the rest.
+in a division for each digit that is brought down what is divided, the divisor's multiples up to the first that is more,
+`q`, the quotient's digit and the multiple that is taken away, then the rest: a digit is counted and never guessed.
 
 A division is whole with a remainder: `617/25=24r17`, `600/25=24`. Of every kind one problem in ten is held out by a
 hash of the problem itself (3+5 and 5+3 are one problem); rows never hold one of those, tests hold nothing else.
@@ -108,9 +108,10 @@ def _quotient(a: int, b: int) -> str:
     parts, rest = [], int(digits[:first] or 0)
     for digit in digits[first:]:
         current = rest * 10 + int(digit)
-        times = current // b
-        rest = current - times * b
-        parts.append(f"{_turned(current, width)}q{times}" + (f",{_turned(times * b, width)}" if times else ""))
+        times, rest = divmod(current, b)
+        multiples = [_turned(count * b, width) for count in range(times + 2)]
+        taken = f",{multiples[times]}" if times else ""
+        parts.append(f"{_turned(current, width)}:{','.join(multiples[1:])}q{times}{taken}")
     return ";".join([*parts, _turned(rest, width - 1)])
 
 

@@ -16,11 +16,21 @@ from torch.nn.functional import silu
 from riverrun.models import native
 from riverrun.models.rope import Turn
 
-__all__ = ["Segments", "add_norm", "attend_packed", "norm", "swiglu", "takes_attention"]
+__all__ = ["Segments", "add_norm", "attend_packed", "norm", "sum_squares", "swiglu", "takes_attention"]
 
 
 def _wide(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def sum_squares(x: Tensor) -> float:
+    """Of all numbers of a tensor, in float64; not finite where one of them is not."""
+    x = x.detach()
+    if native.fits(x):
+        out = torch.empty(1, dtype=torch.float64)
+        native.call("sum_squares", native.dtype_code(x), x.contiguous(), x.numel(), out)
+        return float(out)
+    return float(torch.linalg.vector_norm(x, dtype=torch.float64)) ** 2
 
 
 def _norm_forward(x: Tensor, more: Tensor | None, weight: Tensor, eps: float, plus_one: bool) -> list[Tensor]:

@@ -21,10 +21,12 @@ from torch import Tensor
 
 from riverrun.base.errors import ConfigError
 
-__all__ = ["LEVELS", "Shape", "available", "call", "dtype_code", "fits", "forced", "level"]
+__all__ = ["HALVES", "LEVELS", "Shape", "available", "call", "dtype_code", "fits", "forced", "level"]
 
 LEVELS = ("plain", "avx2", "avx512", "avx512bf16")
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1}
+HALVES = 2
+"""In optimizers: bfloat16 weights with the lower halves of their masters."""
 
 
 class Shape(ctypes.Structure):

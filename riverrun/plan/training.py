@@ -6,7 +6,7 @@ fine-tuning, LoRA and QLoRA; AdamW with 32-bit or 8-bit moments, and Muon; layer
 
 The peak is the largest of three moments: the backward begins (activations of all layers, the head's gradient, what one
 layer's backward needs), it ends (all gradients, one layer's activations), or the optimizer is at the largest weight. In
-between one falls as the other rises. Freed blocks leave holes where the process keeps them (all but QLoRA do).
+between one falls as the other rises. Freed blocks leave holes where the process keeps them (train/build.is_short).
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Batch:
 class Setup:
     """What is trained and how. micro_batches: of one optimizer step. tables: of QLoRA's embedding and head.
 
-    master: fp32 copies of trained 16-bit weights. threads: those of the matrix products.
+    master: fp32 values of trained 16-bit weights. threads: those of the matrix products.
     """
 
     method: TrainMethod
@@ -83,14 +83,14 @@ def training_memory(shape: ModelShape, batch: Batch, setup: Setup, *, base_bytes
     items = [
         process_item(base_bytes),
         *weights,
-        *_optimizer(shape, setup, c),
+        *_optimizer(shape, setup, batch.dtype),
         gradients,
         *([summed] if summed.bytes else []),
         Item("activations", max(0, begins - ends), f"{kept.formula}{', beyond the gradients' if ends else ''}"),
         passing,
         _logits(shape, batch, setup),
     ]
-    step = _step(shape, setup, c)
+    step = 0 if batch.native else _step(shape, setup, c)
     if (more := step - items[-3].bytes - passing.bytes) > 0:
         items.append(Item("largest weight", more, "8 V h in the optimizer, beyond activations"))
     items.append(_slack(shape, batch, setup, kept.bytes + passing.bytes, weights))
@@ -113,7 +113,7 @@ def _slack(shape: ModelShape, batch: Batch, setup: Setup, moving: int, weights: 
     if setup.method == "lora":
         slack += table["merged_holes"] * sum(item.bytes for item in weights if item.name == "merged")
         how += f" + {table['merged_holes']:g} x merged"
-    if batch.recompute and setup.method != "qlora":
+    if 0 < batch.recompute < 1 and setup.method != "qlora":  # with all layers run again freed memory goes back
         slack += table["recompute_holes"] * _layer(shape, batch, setup)
         how += f" + {table['recompute_holes']:g} x one layer"
     return Item("slack", round(slack), how)
@@ -141,8 +141,8 @@ def _weights(shape: ModelShape, batch: Batch, setup: Setup) -> list[Item]:
     ]
 
 
-def _optimizer(shape: ModelShape, setup: Setup, c: float) -> list[Item]:
-    """Masters or adapters, and moments."""
+def _optimizer(shape: ModelShape, setup: Setup, dtype: str) -> list[Item]:
+    """Masters or adapters, and moments. A bf16 weight is the upper half of its master: only the lower is kept."""
     table, count = read_values("training", "coefficients"), setup.trained(shape)
     moment = {"adamw": 2 * table["moment_bytes"], "adamw8bit": 2 * table["moment8_bytes"]}
     if setup.optimizer == "muon":
@@ -153,8 +153,9 @@ def _optimizer(shape: ModelShape, setup: Setup, c: float) -> list[Item]:
     items = [Item("optimizer", round(states), f"moments of {setup.optimizer}")]
     if setup.method != "full":
         items.insert(0, Item("adapters", 4 * count, "4 N_t"))
-    elif setup.master and c < 4:
-        items.insert(0, Item("masters", 4 * count, "4 N"))
+    elif setup.master and known_bytes(dtype) < 4:
+        each = 2 if dtype == "bf16" else 4
+        items.insert(0, Item("masters", each * count, "lower halves, 2 N" if each == 2 else "4 N"))
     return items
 
 
@@ -213,9 +214,15 @@ def _head_gradient(shape: ModelShape, batch: Batch, setup: Setup) -> Item:
     return Item("head gradient", round(size * (4 + c if several else c)), "V h")
 
 
+def _chunk_name(batch: Batch, setup: Setup) -> str:
+    if setup.method == "qlora":
+        return "qlora_chunk_bytes"
+    return "short_chunk_bytes" if batch.recompute == 1 else "chunk_bytes"
+
+
 def _chunk(shape: ModelShape, batch: Batch, setup: Setup) -> int:
     table, c = read_values("training", "coefficients"), known_bytes(batch.dtype)
-    step, most = int(table["chunk_step"]), table["qlora_chunk_bytes" if setup.method == "qlora" else "chunk_bytes"]
+    step, most = int(table["chunk_step"]), table[_chunk_name(batch, setup)]
     return max(step, int(most / (shape.vocab_size * c)) // step * step)
 
 

@@ -30,10 +30,20 @@ from riverrun.train.optim import part_rows
 from riverrun.train.recipe import MethodConfig, ModelSpec, TrainConfig
 from riverrun.train.weights import AdapterFiles, ModelFiles
 
-__all__ = ["Trained", "build", "compute_dtype", "go_on_from", "model_digest", "new_config", "new_model", "open_model"]
+__all__ = [
+    "Trained",
+    "build",
+    "compute_dtype",
+    "go_on_from",
+    "is_short",
+    "model_digest",
+    "new_config",
+    "new_model",
+    "open_model",
+]
 
-LOGIT_BYTES = 32 << 20
-"""Of the logits that exist at once beside a base in four bits."""
+LOGIT_BYTES = {"qlora": 32 << 20, "full": 64 << 20, "lora": 64 << 20}
+"""Of the logits that exist at once where memory is short."""
 DEVIATION = 0.02
 """Of new weights (GPT-2); projections into the residual stream have it divided by sqrt(2 layers)."""
 _DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
@@ -136,15 +146,22 @@ class Trained:
     lora_parameters: int | None
 
 
+def is_short(method: str, recompute: float) -> bool:
+    """Whether memory counts more than time: weights in four bits, or all layers run again. Freed memory then goes back
+    to the system, and fewer logits exist at once."""
+    return method == "qlora" or recompute == 1.0
+
+
 def build(config: TrainConfig, opened: Checkpoint, method: str, dtype: torch.dtype) -> Trained:
     """The weights in memory, frozen and adapted or all learning. `method` is resolved: full, lora or qlora."""
     if config.model.new and method == "qlora":
         raise UnsupportedError("method qlora needs a trained base: a new model is trained by full or lora")
+    if is_short(method, config.batch.recompute_share):
+        return_freed_memory()
+        bound_logits(LOGIT_BYTES[method])
     if config.model.new:
         model = new_model(opened.config, dtype, config.run.seed)
     elif method == "qlora":
-        return_freed_memory()
-        bound_logits(LOGIT_BYTES)
         cache = Path(config.method.cache) if config.method.cache else None
         model = load_nf4(opened, dtype, tables=config.method.tables, cache=cache)
     else:

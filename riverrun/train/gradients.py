@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from riverrun.models.kernels import sum_squares
+
 __all__ = ["Gradients"]
 
 
@@ -66,9 +68,5 @@ class Gradients:
 
     @staticmethod
     def norm(gradients: Mapping[str, Tensor]) -> float:
-        """Length of all gradients together; squares are summed in fp32 within a tensor, in fp64 over tensors."""
-        norms = [
-            torch.linalg.vector_norm(g, dtype=g.dtype if g.dtype == torch.float64 else torch.float32)
-            for g in gradients.values()
-        ]
-        return math.sqrt(sum(value * value for value in torch.stack(norms).tolist())) if norms else 0.0
+        """Length of all gradients together."""
+        return math.sqrt(sum(map(sum_squares, gradients.values())))

@@ -6,10 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from riverrun.base.errors import RiverrunError
+from riverrun.models.kernels import sum_squares
 
 __all__ = ["FIRST_SCALE", "Position", "check_finite", "check_moved", "skip"]
 
@@ -73,9 +73,7 @@ def check_moved(
 
 
 def check_finite(at: Position, parameters: Mapping[str, Tensor], rate: float, rate_name: str) -> None:
-    with torch.no_grad():
-        finite = all(math.isfinite(torch.linalg.vector_norm(tensor, math.inf)) for tensor in parameters.values())
-    if not finite:
+    if not all(math.isfinite(sum_squares(tensor)) for tensor in parameters.values()):
         raise RiverrunError(
             f"step {at.step + 1}: with a rate of {rate:.4g} the parameters are not finite: lower {rate_name}"
         )

@@ -126,23 +126,36 @@ def _chunks(hidden: Tensor, head: Tensor | Head) -> Iterator[tuple[slice, int, T
 
 
 class _HeadGradient:
-    """The head's gradient, summed over chunks in fp32 where there is more than one."""
+    """The head's gradient, summed over chunks in fp32 where there is more than one.
+
+    The sums are slabs of their own, so that each can be rounded and given back before the next is.
+    """
 
     def __init__(self, head: Tensor, chunks: int) -> None:
-        self.dtype, self.total = head.dtype, None if chunks <= 1 else head.new_zeros(head.shape, dtype=torch.float32)
-        if head.dtype == torch.float64 and self.total is not None:
-            self.total = self.total.double()
+        self.shape, self.dtype, self.several = head.shape, head.dtype, chunks > 1
+        self.slabs: list[Tensor | None] = [None] * -(-head.shape[0] // SLAB)
         self.only: Tensor | None = None
 
     def add(self, d_logits: Tensor, rows: Tensor) -> None:
-        if self.total is None:
+        if not self.several:
             self.only = d_logits.T @ rows
             return
-        for start in range(0, d_logits.shape[1], SLAB):
-            self.total[start : start + SLAB] += d_logits[:, start : start + SLAB].T @ rows
+        for place, slab in enumerate(self.slabs):
+            part = d_logits[:, place * SLAB : (place + 1) * SLAB].T @ rows
+            if slab is None:
+                self.slabs[place] = part.to(torch.promote_types(self.dtype, torch.float32))
+            else:
+                slab += part
 
     def taken(self) -> Tensor:
-        return self.only if self.only is not None else self.total.to(self.dtype)  # type: ignore[union-attr]
+        if self.only is not None:
+            return self.only
+        out = torch.empty(self.shape, dtype=self.dtype, device=self.slabs[0].device)  # type: ignore[union-attr]
+        for place, slab in enumerate(self.slabs):
+            assert slab is not None, "add() comes before taken()"
+            out[place * SLAB : (place + 1) * SLAB] = slab
+            self.slabs[place] = None
+        return out
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -160,15 +173,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
             grads[where] = head_back(logits, head)[:count]
             if d_head is not None:
                 d_head.add(logits, rows)
-        ctx.save_for_backward(grads, d_head.taken() if d_head is not None else None)
+        ctx.grads, ctx.d_head = grads, d_head.taken() if d_head is not None else None
         return total if hidden.dtype == torch.float64 else total.to(torch.float32)
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
-        grads, d_head = ctx.saved_tensors
-        if d_head is not None:
-            d_head = d_head * upstream[0].to(d_head.dtype)
-        return grads * upstream[0].to(grads.dtype), d_head, None, None
+        grads, d_head, ctx.grads, ctx.d_head = ctx.grads, ctx.d_head, None, None
+        assert grads is not None, "the gradients of a loss can be taken once"
+        if d_head is not None:  # in place: it is the largest tensor of a step
+            d_head.mul_(upstream[0].to(d_head.dtype))
+        return grads.mul_(upstream[0].to(grads.dtype)), d_head, None, None
 
 
 class _TokenLogprobs(torch.autograd.Function):

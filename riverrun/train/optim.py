@@ -1,7 +1,8 @@
 """Optimizers: AdamW, AdamW with 8-bit moments, Muon. All arithmetic is in fp32, whatever the weights' type.
 
-A weight in 16 bits either has an fp32 master here, which is rounded into it after each step, or none: then each step is
-rounded at random, so that what is too small for one step is not lost over many (https://arxiv.org/abs/2010.06192).
+A weight in 16 bits either has an fp32 master, which is rounded into it after each step, or none: then each step is
+rounded at random, so that what is too small for one step is not lost over many (https://arxiv.org/abs/2010.06192). A
+bfloat16 weight is the upper half of its master; what is kept here is the lower one (`joined`).
 Only matrices decay (decoupled, https://arxiv.org/abs/1711.05101).
 """
 
@@ -22,7 +23,7 @@ from riverrun.models.lora import FusedLinear
 from riverrun.train.eightbit import LEAST, adamw8bit_, empty_state, kernel_state
 from riverrun.train.recipe import OptimizerConfig
 
-__all__ = ["Optimizer", "draw_seed", "newton_schulz", "part_rows", "round_at_random"]
+__all__ = ["Optimizer", "bit_sums", "draw_seed", "joined", "newton_schulz", "part_rows", "round_at_random", "split"]
 
 NS_STEPS = 5
 NS_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -66,6 +67,26 @@ def round_at_random(value: Tensor, seed: int) -> Tensor:
     return ((value.view(torch.int32) + noise) & -65536).view(torch.float32).to(torch.bfloat16)
 
 
+def joined(weight: Tensor, low: Tensor) -> Tensor:
+    """The fp32 master of a bfloat16 weight, from the lower half of its bits (int16, of either sign)."""
+    return ((weight.view(torch.int16).int() << 16) + low).view(torch.float32)
+
+
+def split(value: Tensor, weight: Tensor, low: Tensor) -> None:
+    """Put an fp32 value into a bfloat16 weight, which is the value rounded to nearest, and what that leaves over."""
+    bits = value.view(torch.int32)
+    high = (bits + 0x8000) >> 16
+    weight.view(torch.int16).copy_(high)
+    low.copy_(bits - (high << 16))
+
+
+def bit_sums(tensor: Tensor) -> list[int]:
+    """Sums of the bits, run by run: they tell a change as well as a copy would, and take no room."""
+    kind = {2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
+    runs = tensor.detach().reshape(-1).view(kind).split(1 << 20)  # type: ignore[no-untyped-call]
+    return [int(run.sum(dtype=torch.int64)) for run in runs]
+
+
 @dataclass(slots=True)
 class _Weight:
     """One parameter, its rule (adamw, adamw8bit, muon), and what the rule remembers."""
@@ -84,8 +105,29 @@ class _Weight:
         return self.tensor.dtype in (torch.float32, torch.float64)
 
     def value(self) -> Tensor:
-        """What is updated: the parameter, its master, or a passing fp32 copy."""
+        """What is updated: the parameter, its master, or a passing fp32 copy; `put` brings that back."""
+        if "low" in self.state:
+            return joined(self.tensor, self.state["low"])
         return self.tensor if self.wide else self.state["master"] if "master" in self.state else self.tensor.float()
+
+    def put(self, value: Tensor, seed: int) -> None:
+        """The parameter from what was updated; `seed` draws where there is no master."""
+        if "low" in self.state:
+            split(value, self.tensor, self.state["low"])
+        elif "master" in self.state:
+            self.tensor.copy_(value)
+        elif not self.wide:
+            self.tensor.copy_(round_at_random(value, seed))
+
+    def has_halves(self, gradient: Tensor) -> bool:
+        """Whether the package's kernel updates the weight and the lower half of its master where they are."""
+        known = self.rule in ("adamw", "adamw8bit") and "low" in self.state and self.tensor.is_contiguous()
+        return known and native.fits(self.tensor) and native.fits(gradient)
+
+    def fingerprint(self) -> list[int]:
+        """Sums of the bits of its fp32 value, run by run: tells a change without a copy."""
+        kept = [self.tensor, *(self.state[name] for name in ("low", "master") if name in self.state)]
+        return [each for tensor in kept for each in bit_sums(tensor)]
 
 
 class Optimizer:
@@ -145,20 +187,20 @@ class Optimizer:
             if weight.rule == "adamw" and weight.wide and not watch:
                 plain.setdefault((weight.ratio, weight.decay, weight.tensor.dtype), []).append((weight, gradient))
                 continue
+            if weight.has_halves(gradient):
+                sums = weight.fingerprint() if watch else []
+                self._by_kernel(weight, None, gradient, rate * weight.ratio, scale)
+                same += [weight.name] if watch and sums == weight.fingerprint() else []
+                continue
             value = weight.value()
-            before = value.clone() if watch else None
-            rounded = False
+            sums = bit_sums(value) if watch else []
             if _has_kernel(weight, value, gradient):
-                rounded = self._by_kernel(weight, value, gradient, rate * weight.ratio, scale)
+                self._by_kernel(weight, value, gradient, rate * weight.ratio, scale)
             else:
                 gradient = gradient.to(value.dtype)
                 self._update(weight, value, gradient.mul_(scale) if scale != 1.0 else gradient, rate * weight.ratio)
-            if before is not None and torch.equal(before, value):
-                same.append(weight.name)
-            if "master" in weight.state and not rounded:
-                weight.tensor.copy_(value)
-            elif not rounded and not weight.wide:
-                weight.tensor.copy_(round_at_random(value, draw_seed(self.seed, self.updates, index)))
+            same += [weight.name] if watch and sums == bit_sums(value) else []
+            weight.put(value, draw_seed(self.seed, self.updates, index))
         for (ratio, decay, _), pairs in plain.items():
             listed = [gradient for _, gradient in pairs]
             if scale != 1.0:
@@ -203,21 +245,19 @@ class Optimizer:
             maximize=False,
         )
 
-    def _by_kernel(self, weight: _Weight, value: Tensor, gradient: Tensor, rate: float, scale: float) -> bool:
-        """AdamW in one pass by a gradient as it came; True where the weight was rounded from its master too."""
+    def _by_kernel(self, weight: _Weight, value: Tensor | None, gradient: Tensor, rate: float, scale: float) -> None:
+        """AdamW in one pass by a gradient as it came, of an fp32 value or, without one, of the weight and its half."""
         state, (first, second) = weight.state, self.config.betas
-        rounds = "master" in state and native.fits(weight.tensor) and weight.tensor.is_contiguous()
-        target = weight.tensor if rounds else None  # the kernel rounds the master into the weight on its way
         moments = [state["exp_avg"], state["exp_avg_sq"]] if weight.rule == "adamw" else kernel_state(state)
         native.call(
             weight.rule,
-            native.dtype_code(value if target is None else target),
+            native.HALVES if value is None else native.dtype_code(value),
             native.dtype_code(gradient),
-            *(value, target, gradient.contiguous(), *moments, gradient.numel()),
+            *((state["low"], weight.tensor) if value is None else (value, None)),
+            *(gradient.contiguous(), *moments, gradient.numel()),
             *(rate, first, second, self.config.eps, weight.decay),
             *(1.0 - first ** (self.updates + 1), 1.0 - second ** (self.updates + 1), scale),
         )
-        return rounds
 
     def _muon(self, weight: _Weight, value: Tensor, gradient: Tensor, rate: float) -> None:
         """Nesterov momentum, orthogonalised part by part: q, k and v are matrices of their own."""
@@ -248,7 +288,8 @@ def _fresh(weight: _Weight, master: bool) -> dict[str, Tensor]:
     like = tensor if weight.wide else torch.empty(tensor.shape, dtype=torch.float32, device=tensor.device)
     state: dict[str, Tensor] = {}
     if not weight.wide and master:
-        state["master"] = tensor.float()
+        halves = tensor.dtype == torch.bfloat16
+        state |= {"low": torch.zeros_like(tensor, dtype=torch.int16)} if halves else {"master": tensor.float()}
     if weight.rule == "muon":
         return state | {"momentum": torch.zeros_like(like)}
     if weight.rule == "adamw8bit":

@@ -27,8 +27,10 @@ def replayed(problem: Problem) -> str:
     *steps, rest = problem.work.split(";")
     quotient = int("".join(re.findall(r"q(\d)", problem.work)))
     for step in steps:
-        current, _, after = step.partition("q")
-        digit, _, taken = after.partition(",")
+        current, listed, digit, taken = re.fullmatch(r"(\d+):([\d,]+)q(\d),?(\d*)", step).groups()  # type: ignore[union-attr]
+        below = [each for each in listed.split(",") if int(each[::-1]) <= int(current[::-1])]
+        assert len(below) == listed.count(",") == int(digit)
+        assert taken == (below[-1] if below else "")
         assert int(taken[::-1] or 0) == int(digit) * problem.b <= int(current[::-1])
     left = int(rest[::-1])
     return f"{quotient}r{left}" if left else str(quotient)
@@ -48,15 +50,15 @@ def test_answer_and_steps_agree_with_integers(op: str, a: int, b: int) -> None:
         assert rest != "0"
     assert replayed(problem) == problem.answer
     assert read_answer(problem.solution()) == read_answer(problem.solution(work=False)) == problem.answer
-    assert set(problem.solution()) <= set("0123456789()+-,;qr")
+    assert set(problem.solution()) <= set("0123456789()+-,;:qr")
 
 
 def test_steps_of_known_problems() -> None:
     assert Problem("+", 345, 678).solution() == "(3201)1023"
     assert Problem("-", 345, 678).solution() == "(766-)-333"
     assert Problem("*", 37, 24).solution() == "(841;470,8880)888"
-    assert Problem("/", 617, 25).solution() == "(160q2,050;711q4,001;71)24r17"
-    assert Problem("/", 3, 25).solution() == "(300q0;30)0r3"
+    assert Problem("/", 617, 25).solution() == "(160:520,050,570q2,050;711:520,050,570,001,521q4,001;71)24r17"
+    assert Problem("/", 3, 25).solution() == "(300:520q0;30)0r3"
 
 
 @pytest.mark.parametrize(

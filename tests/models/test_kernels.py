@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -48,6 +49,21 @@ def gradients(function, *tensors: torch.Tensor, upstream: torch.Tensor) -> tuple
     out = function(*own)
     out.backward(upstream.to(out.dtype))
     return out.detach(), [tensor.grad for tensor in own]
+
+
+@pytest.mark.parametrize("dtype", list(BOUND))
+@pytest.mark.parametrize("size", [0, 1, 17, 16384, 100_003])
+def test_sum_of_squares(level: str, dtype: torch.dtype, size: int) -> None:
+    x = normal(size, dtype=dtype) * 3
+    wanted = float((x.double() ** 2).sum())
+    assert kernels.sum_squares(x) == pytest.approx(wanted, rel=1e-5)
+    assert kernels.sum_squares(x.double()) == pytest.approx(wanted, rel=1e-12)
+    if size:
+        for value in (float("nan"), float("inf")):
+            x[size // 2] = value
+            assert not math.isfinite(kernels.sum_squares(x))
+        x[size // 2] = 1e30
+        assert kernels.sum_squares(x) == pytest.approx(1e60, rel=1e-2)
 
 
 @pytest.mark.parametrize("dtype", list(BOUND))

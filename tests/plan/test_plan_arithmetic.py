@@ -77,13 +77,15 @@ def test_lora_items_by_hand() -> None:
 
 
 def test_full_items_by_hand() -> None:
-    """In bf16: weights and gradients 2 N each, masters 4 N, moments by optimizer; in fp32 no masters."""
+    """In bf16: weights and gradients 2 N each, lower halves of masters 2 N, moments by optimizer; in fp32 none."""
     count = parameters(TINY)
     estimate = training_memory(TINY, Batch(10, 10, recompute=1.0), Setup("full"), base_bytes=0)
     assert [estimate[name] for name in ("weights", "gradients", "masters", "optimizer")] == [
         *(2 * count, 2 * count),
-        *(4 * count, 8 * count),
+        *(2 * count, 8 * count),
     ]
+    narrow = training_memory(TINY, Batch(10, 10, "fp16"), Setup("full"), base_bytes=0)
+    assert narrow["masters"] == 4 * count, "no fp16 number is half of an fp32 one"
     eight = training_memory(TINY, Batch(10, 10), Setup("full", optimizer="adamw8bit"), base_bytes=0)
     assert eight["optimizer"] == round(2 * (1 + 4 / 256) * count)
     muon = training_memory(TINY, Batch(10, 10), Setup("full", optimizer="muon"), base_bytes=0)

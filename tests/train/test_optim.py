@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from riverrun.base.errors import IntegrityError
 from riverrun.models import native
 from riverrun.train.eightbit import BLOCK, CHUNK, LEAST, adamw8bit_, dequantize, dynamic_map, empty_state, quantize
-from riverrun.train.optim import Optimizer, newton_schulz, round_at_random
+from riverrun.train.optim import Optimizer, joined, newton_schulz, round_at_random, split
 from riverrun.train.recipe import OptimizerConfig
 
 VECTORS = json.loads((Path(__file__).parent / "bitsandbytes.json").read_text())
@@ -77,10 +79,45 @@ def test_16_bit_weights_are_the_rounded_master(
     optimizer = Optimizer(values, OptimizerConfig(**SETTINGS))
     for step in range(6):
         optimizer.step({"w": gradient(start["w"], step).to(dtype)}, RATE)
-    master = optimizer.tensors()["master/w"]
+    if dtype == torch.bfloat16:  # the weight is the upper half of its master
+        master = joined(values["w"], optimizer.tensors()["low/w"])
+        assert float((values["w"].float() - master).abs().max()) > 0
+    else:
+        master = optimizer.tensors()["master/w"]
     assert torch.equal(values["w"], master.to(dtype))
     wanted = of_torch(adamw, start["w"], 0.1)
     assert torch.allclose(master, wanted, rtol=1e-3 if dtype == torch.float16 else 1e-5, atol=1e-5)
+
+
+@settings(derandomize=True, max_examples=200, deadline=None)
+@given(st.lists(st.floats(-(2.0**100), 2.0**100, width=32), min_size=1, max_size=40))
+def test_halves_hold_every_fp32_number_and_the_upper_one_is_it_rounded(values: list[float]) -> None:
+    value = torch.tensor(values)
+    weight, low = torch.empty(len(values), dtype=torch.bfloat16), torch.empty(len(values), dtype=torch.int16)
+    split(value, weight, low)
+    assert torch.equal(joined(weight, low).view(torch.int32), value.view(torch.int32)), "to the bit"
+    tie = (value.view(torch.int32) & 0xFFFF) == 0x8000  # the only numbers where two roundings are as near
+    assert torch.equal(weight[~tie], value.to(torch.bfloat16)[~tie])
+
+
+@pytest.mark.parametrize("name", ["adamw", "adamw8bit", "muon"])
+def test_kernels_and_torch_move_both_halves_alike(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not native.available():
+        pytest.skip("not run here: the native kernels were not built (no C++ compiler)")
+    start, found = drawn(96, 64).bfloat16(), []
+    for kernels in (True, False):
+        if not kernels:
+            monkeypatch.setattr(native, "fits", lambda *_: False)
+        weight = {"layers.0.w": start.clone()}
+        optimizer = Optimizer(weight, OptimizerConfig(name=name, **SETTINGS))
+        for step in range(6):
+            same = optimizer.step({"layers.0.w": gradient(start, step).bfloat16()}, RATE, watch=True)
+            assert same == []
+        assert optimizer.step({"layers.0.w": torch.zeros_like(start)}, 0.0, watch=True) == ["layers.0.w"]
+        found.append(joined(weight["layers.0.w"], optimizer.tensors()["low/layers.0.w"]))
+    apart = (found[0] - found[1]).abs() > 1e-5
+    assert float(apart.float().mean()) < (1e-2 if name == "adamw8bit" else 1e-9), "8-bit codes at an edge may differ"
+    assert float((found[0] - found[1]).abs().max()) < 2e-2
 
 
 @pytest.mark.parametrize("shape", [(32, 32), (64, 16), (16, 96)])

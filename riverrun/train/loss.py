@@ -41,9 +41,11 @@ class Head(Protocol):
 
 
 def bound_logits(count: int) -> None:
-    """Let the logits that exist at once take at most `count` bytes from now on: where memory is short."""
+    """Let the logits that exist at once take at most `count` bytes from now on, and none between losses: where memory
+    is short."""
     global CHUNK_BYTES
     CHUNK_BYTES = count
+    _room.stays = False
 
 
 def chunk_rows(vocabulary: int, itemsize: int) -> int:
@@ -55,7 +57,12 @@ class _Room:
     """Memory of the logits that stays: pages that are fresh for every chunk cost a quarter of its time."""
 
     def __init__(self) -> None:
-        self._held = torch.empty(0)
+        self._held, self.stays = torch.empty(0), True
+
+    def done(self) -> None:
+        """The last logits of a loss have been used."""
+        if not self.stays:
+            self._held = torch.empty(0)
 
     def take(self, rows: Tensor, vocabulary: int) -> Tensor:
         """[rows, V] like `rows`, valid until the next call."""
@@ -123,6 +130,7 @@ def _chunks(hidden: Tensor, head: Tensor | Head) -> Iterator[tuple[slice, int, T
         count = rows.shape[0]
         padded = pad(rows, (0, 0, 0, -count % STEP))
         yield slice(start, start + count), count, padded, head_logits(padded, head)
+    _room.done()
 
 
 class _HeadGradient:

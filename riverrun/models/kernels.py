@@ -37,13 +37,12 @@ class _Embedded(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         (ids,), (shape, dtype), dy = ctx.saved_tensors, ctx.table, grads[0]
         rows, places = torch.unique(ids, return_inverse=True)
-        sums = dy.new_zeros(len(rows), shape[1], dtype=_wide(dy)).index_add_(0, places, dy.to(_wide(dy))).to(dtype)
+        wide = dy.to(_wide(dy))
+        sums = torch.zeros(len(rows), shape[1], dtype=wide.dtype, device=wide.device)
+        sums = sums.index_put_((places,), wide, accumulate=True).to(dtype)  # in order on every device
         if ctx.tied:
-            return (
-                torch.sparse_coo_tensor(rows[None], sums, shape, is_coalesced=True, check_invariants=False),
-                None,
-                None,
-            )
+            some = torch.sparse_coo_tensor(rows[None], sums, shape, is_coalesced=True, check_invariants=False)
+            return some, None, None
         out = dy.new_zeros(shape, dtype=dtype)
         out[rows] = sums
         return out, None, None

@@ -90,7 +90,7 @@ def training_memory(shape: ModelShape, batch: Batch, setup: Setup, *, base_bytes
         passing,
         _logits(shape, batch, setup),
     ]
-    step = 0 if batch.native else _step(shape, setup, c)
+    step = 0 if batch.native and batch.dtype == "bf16" else _step(shape, setup, c)  # else through copies in fp32
     if (more := step - items[-3].bytes - passing.bytes) > 0:
         items.append(Item("largest weight", more, "8 V h in the optimizer, beyond activations"))
     items.append(_slack(shape, batch, setup, kept.bytes + passing.bytes, weights))

@@ -27,7 +27,8 @@ __all__ = [
     "token_logprobs",
 ]
 
-CHUNK_BYTES = 192 << 20
+USUAL_BYTES = 192 << 20
+CHUNK_BYTES = USUAL_BYTES
 STEP = 64
 SLAB = 1 << 14  # rows of the head's gradient that are added at once
 
@@ -40,12 +41,11 @@ class Head(Protocol):
     def slabs(self) -> Iterator[tuple[slice, Tensor]]: ...
 
 
-def bound_logits(count: int) -> None:
+def bound_logits(count: int = 0) -> None:
     """Let the logits that exist at once take at most `count` bytes from now on, and none between losses: where memory
-    is short."""
+    is short. 0: as usual again."""
     global CHUNK_BYTES
-    CHUNK_BYTES = count
-    _room.stays = False
+    CHUNK_BYTES, _room.stays = count or USUAL_BYTES, not count
 
 
 def chunk_rows(vocabulary: int, itemsize: int) -> int:

@@ -42,6 +42,8 @@ struct Kernels {
                       int64_t size, float rate, float beta1, float beta2, float eps, float decay, float correction1,
                       float correction2, float grad_scale);
     void (*sum_squares)(int dtype, const void* x, int64_t size, double* out);
+    void (*softmax_slab)(int dtype, void* logits, const float* log_sums, const int64_t* targets, int64_t rows,
+                         int64_t size);
 };
 
 namespace plain { extern const Kernels kernels; }

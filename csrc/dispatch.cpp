@@ -57,6 +57,11 @@ RIVERRUN_API void riverrun_swiglu_backward(int dtype, const void* grad, const vo
     table->swiglu_backward(dtype, grad, gate_up, out, rows, size);
 }
 
+RIVERRUN_API void riverrun_softmax_slab(int dtype, void* logits, const float* log_sums, const int64_t* targets,
+                                        int64_t rows, int64_t size) {
+    table->softmax_slab(dtype, logits, log_sums, targets, rows, size);
+}
+
 RIVERRUN_API void riverrun_cross_entropy(int dtype, void* logits, const int64_t* targets, float* losses,
                                          const float* weights, int64_t rows, int64_t size) {
     table->cross_entropy(dtype, logits, targets, losses, weights, rows, size);

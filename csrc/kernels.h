@@ -68,6 +68,8 @@ struct Kernels {
                       float correction2, float grad_scale);
     void (*attention_paged)(int dtype, const Paged* paged, PagedShape shape);
     void (*sum_squares)(int dtype, const void* x, int64_t size, double* out);
+    void (*softmax_slab)(int dtype, void* logits, const float* log_sums, const int64_t* targets, int64_t rows,
+                         int64_t size);
 };
 
 namespace plain { extern const Kernels kernels; }

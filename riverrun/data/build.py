@@ -33,7 +33,7 @@ from riverrun.models.tokenizer import Tokenizer
 __all__ = ["SMALL", "build", "build_files", "chunks", "counts_of", "head_of", "text_bytes", "tokenizer_digest"]
 
 LOG = "commit.log"
-CHUNK_RECORDS, CHUNK_BYTES = 256, 192 << 10
+CHUNK_RECORDS, CHUNK_BYTES = 1024, 768 << 10
 COMMIT_CHUNKS = 64
 SMALL = 8 << 20
 """Bytes of files that this process encodes alone unless workers are asked for."""

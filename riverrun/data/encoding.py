@@ -136,8 +136,8 @@ class RowEncoder:
     def __init__(self, tokenizer: Tokenizer, template: ChatTemplate | None, config: EncodeConfig) -> None:
         self.tokenizer, self.config = tokenizer, config
         self.codec = get_codec(config.codec)
-        self.words = Words(tokenizer)
         self.bulk = BulkEncoder(template, tokenizer) if template is not None else None
+        self.words = self.bulk.words if self.bulk is not None else Words(tokenizer)
         self.facts = check_template(tokenizer, template) if template is not None else None
         self._start = tokenizer.bos_id if tokenizer.bos_id is not None else tokenizer.eos_id
 

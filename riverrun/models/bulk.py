@@ -29,6 +29,8 @@ Turns = tuple[list[int], list[tuple[int, int]]]
 """Token ids, and the tokens [first, last) of each assistant turn."""
 
 MAX_SHAPES = 4096
+MAX_BEGUN, LONGEST_BEGUN = 1 << 14, 64
+"""First words of turns that are kept, and their characters with what the template writes before them."""
 _TRIM: dict[str, Callable[[str], str]] = {"n": str, "t": str.strip, "l": str.lstrip, "r": str.rstrip}
 
 
@@ -64,9 +66,11 @@ class BulkEncoder:
     def __init__(self, template: ChatTemplate, tokenizer: Tokenizer) -> None:
         self.template, self.tokenizer = template, tokenizer
         self._shapes: dict[tuple[Role, ...], _Shape | None] = {}
-        self._words = Words(tokenizer)
+        self.words = Words(tokenizer)
+        self._begun: dict[tuple[str, int], tuple[list[int], int]] = {}
         texts = sorted(tokenizer.special, key=len, reverse=True)
         self._special = re.compile("|".join([*map(re.escape, texts), "[\ufdd0-\ufdef]"]))
+        self._firsts = {text[0] for text in texts}
         self._heads = {text[:size] for text in texts for size in range(1, len(text))}
         self._tails = {text[size:] for text in texts for size in range(1, len(text))}
         code = TemplateCode(template.source, opaque=True)
@@ -105,7 +109,7 @@ class BulkEncoder:
 
     def _cut(self, text: str, place: int) -> tuple[str, str]:
         """The words up to that of a place, and the rest; all of it where words cannot be told."""
-        space = text.find(" ", place + 1) if self._words.takes(text) else -1
+        space = text.find(" ", place + 1) if self.words.takes(text) else -1
         return (text[:space], text[space:]) if space > 0 else (text, "")
 
     def _encode(self, texts: dict[str, list[int]], heads: dict[tuple[str, int], tuple[list[int], int]]) -> None:
@@ -113,12 +117,18 @@ class BulkEncoder:
         plain: list[str] = []
         by_word: list[str] = []
         for text in texts:
-            (by_word if self._words.takes(text) else plain).append(text)
+            (by_word if self.words.takes(text) else plain).append(text)
         texts |= zip(plain, (each.ids for each in self.tokenizer.encode_many(plain)), strict=True)
-        texts |= zip(by_word, self._words.encode(by_word), strict=True)
-        found = self.tokenizer.encode_many([text for text, _ in heads], places=True)
-        for key, encoding in zip(heads, found, strict=True):
+        texts |= zip(by_word, self.words.encode(by_word), strict=True)
+        if len(self._begun) > MAX_BEGUN:
+            self._begun.clear()
+        new = [key for key in heads if key not in self._begun]
+        found = self.tokenizer.encode_many([text for text, _ in new], places=True)
+        for key, encoding in zip(new, found, strict=True):
             heads[key] = (encoding.ids, _token_at(encoding, key[1]))
+            if len(key[0]) <= LONGEST_BEGUN:
+                self._begun[key] = heads[key]
+        heads |= {key: self._begun[key] for key in heads.keys() - new}
 
     def _alone(self, talk: Sequence[Message]) -> Turns | InputError:
         try:
@@ -135,7 +145,7 @@ class BulkEncoder:
             if len(message.content) != 1 or message.tool_calls or message.tool_call_id or message.name:
                 return None
             part = message.content[0]
-            if not isinstance(part, Text) or not part.text or part.text.isspace() or self._special.search(part.text):
+            if not isinstance(part, Text) or not part.text or part.text.isspace() or self._has_special(part.text):
                 return None
             contents.append(part.text)
         roles = tuple(message.role for message in talk)
@@ -150,6 +160,11 @@ class BulkEncoder:
         if shape is None or any(contents[i][0].isspace() for i in shape.bare):
             return None
         return shape, contents
+
+    def _has_special(self, text: str) -> bool:
+        if text.isascii() and not any(first in text for first in self._firsts):
+            return False
+        return self._special.search(text) is not None
 
     # ---- a shape ----------------------------------------------------------------------------------------------------
 

@@ -16,11 +16,43 @@ from torch.nn.functional import silu
 from riverrun.models import native
 from riverrun.models.rope import Turn
 
-__all__ = ["Segments", "add_norm", "attend_packed", "norm", "sum_squares", "swiglu", "takes_attention"]
+__all__ = ["Segments", "add_norm", "attend_packed", "embedded", "norm", "sum_squares", "swiglu", "takes_attention"]
 
 
 def _wide(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+class _Embedded(torch.autograd.Function):
+    """Rows of a table; equal ids add their gradients in fp32. A tied table gets a sparse one: it is added in place to
+    that of the head, which is there already, and no second dense one of [V, E] exists."""
+
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, ids: Tensor, tied: bool) -> Tensor:
+        ctx.save_for_backward(ids)
+        ctx.table, ctx.tied = (table.shape, table.dtype), tied
+        return table[ids]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (ids,), (shape, dtype), dy = ctx.saved_tensors, ctx.table, grads[0]
+        rows, places = torch.unique(ids, return_inverse=True)
+        wide = dy.to(_wide(dy))
+        sums = torch.zeros(len(rows), shape[1], dtype=wide.dtype, device=wide.device)
+        sums = sums.index_put_((places,), wide, accumulate=True).to(dtype)  # in order on every device
+        if ctx.tied:
+            some = torch.sparse_coo_tensor(rows[None], sums, shape, is_coalesced=True, check_invariants=False)
+            return some, None, None
+        out = dy.new_zeros(shape, dtype=dtype)
+        out[rows] = sums
+        return out, None, None
+
+
+def embedded(table: Tensor, ids: Tensor, *, tied: bool) -> Tensor:
+    """Rows [T, E] of a table [V, E]; `tied`: it is the head as well."""
+    if not (torch.is_grad_enabled() and table.requires_grad):
+        return table[ids]
+    return _Embedded.apply(table, ids, tied)  # type: ignore[no-any-return,no-untyped-call]
 
 
 def sum_squares(x: Tensor) -> float:

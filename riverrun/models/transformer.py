@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from riverrun.base.errors import IntegrityError
 from riverrun.models.attention import Attend, PackedCausal, PackedGroups, Past
 from riverrun.models.config import ModelConfig
-from riverrun.models.kernels import add_norm, attend_packed, norm, swiglu, takes_attention
+from riverrun.models.kernels import add_norm, attend_packed, embedded, norm, swiglu, takes_attention
 from riverrun.models.lora import Adapter, FusedLinear
 from riverrun.models.products import PackedWeight
 from riverrun.models.rope import Rope, Turn, rotate
@@ -146,7 +146,8 @@ class CausalLM(nn.Module):
         `lengths_T`: `ModelConfig.rope_length` of each token's sequence; only dynamic NTK looks at it.
         """
         table = self._tables.get("model.embed_tokens.weight")
-        x_TE = self.embed_tokens[ids_T] if table is None else table.take(ids_T, self.dtype)
+        tied = self.config.tie_word_embeddings
+        x_TE = embedded(self.embed_tokens, ids_T, tied=tied) if table is None else table.take(ids_T, self.dtype)
         if self.config.scale_embeddings:
             x_TE = x_TE * torch.tensor(self.config.hidden_size**0.5, dtype=self.dtype)
         turns = self._rope.tables(positions_T, self.dtype, lengths_T)

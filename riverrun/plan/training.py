@@ -90,7 +90,7 @@ def training_memory(shape: ModelShape, batch: Batch, setup: Setup, *, base_bytes
         passing,
         _logits(shape, batch, setup),
     ]
-    step = 0 if batch.native else _step(shape, setup, c)
+    step = 0 if batch.native and batch.dtype == "bf16" else _step(shape, setup, c)  # else through copies in fp32
     if (more := step - items[-3].bytes - passing.bytes) > 0:
         items.append(Item("largest weight", more, "8 V h in the optimizer, beyond activations"))
     items.append(_slack(shape, batch, setup, kept.bytes + passing.bytes, weights))
@@ -206,11 +206,12 @@ def _activations(shape: ModelShape, batch: Batch, setup: Setup) -> tuple[Item, I
 
 
 def _head_gradient(shape: ModelShape, batch: Batch, setup: Setup) -> Item:
-    """Of the head where it learns: formed with the loss, in fp32 while several chunks are summed."""
+    """Of the head where it learns: formed with the loss, in fp32 while several chunks are summed. Where memory is short
+    it comes by slabs of the vocabulary, and nothing is summed."""
     if setup.method != "full" or not batch.label_rows:
         return Item("head gradient", 0, "")
     size, c = shape.vocab_size * shape.hidden_size, known_bytes(batch.dtype)
-    several = batch.label_rows > _chunk(shape, batch, setup) and c < 4
+    several = batch.label_rows > _chunk(shape, batch, setup) and c < 4 and batch.recompute < 1
     return Item("head gradient", round(size * (4 + c if several else c)), "V h")
 
 

@@ -156,9 +156,10 @@ def build(config: TrainConfig, opened: Checkpoint, method: str, dtype: torch.dty
     """The weights in memory, frozen and adapted or all learning. `method` is resolved: full, lora or qlora."""
     if config.model.new and method == "qlora":
         raise UnsupportedError("method qlora needs a trained base: a new model is trained by full or lora")
-    if is_short(method, config.batch.recompute_share):
+    short = is_short(method, config.batch.recompute_share)
+    if short:
         return_freed_memory()
-        bound_logits(LOGIT_BYTES[method])
+    bound_logits(LOGIT_BYTES[method] if short else 0)  # an earlier training of this process may have said otherwise
     if config.model.new:
         model = new_model(opened.config, dtype, config.run.seed)
     elif method == "qlora":

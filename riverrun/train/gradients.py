@@ -41,6 +41,8 @@ class Gradients:
 
     def _mover(self, name: str) -> Any:
         def move(parameter: Tensor) -> None:
+            if parameter.grad is not None and parameter.grad.is_sparse:  # of a tied table whose head was not used
+                parameter.grad = parameter.grad.to_dense()
             if not self._several or parameter.grad is None:
                 return
             if name in self._sums:
@@ -58,6 +60,7 @@ class Gradients:
     def take(self) -> dict[str, Tensor]:
         """The summed gradient of every parameter that has one."""
         own = {name: p.grad for name, p in self._parameters.items() if p.grad is not None}
+        own = {name: grad.to_dense() if grad.is_sparse else grad for name, grad in own.items()}
         together = self._sums | own
         return {name: together[name] for name in self._parameters if name in together}
 

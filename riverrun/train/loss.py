@@ -27,7 +27,8 @@ __all__ = [
     "token_logprobs",
 ]
 
-CHUNK_BYTES = 192 << 20
+USUAL_BYTES = 192 << 20
+CHUNK_BYTES = USUAL_BYTES
 STEP = 64
 SLAB = 1 << 14  # rows of the head's gradient that are added at once
 
@@ -40,10 +41,11 @@ class Head(Protocol):
     def slabs(self) -> Iterator[tuple[slice, Tensor]]: ...
 
 
-def bound_logits(count: int) -> None:
-    """Let the logits that exist at once take at most `count` bytes from now on: where memory is short."""
+def bound_logits(count: int = 0) -> None:
+    """Let the logits that exist at once take at most `count` bytes from now on, and none between losses: where memory
+    is short. 0: as usual again."""
     global CHUNK_BYTES
-    CHUNK_BYTES = count
+    CHUNK_BYTES, _room.stays = count or USUAL_BYTES, not count
 
 
 def chunk_rows(vocabulary: int, itemsize: int) -> int:
@@ -55,7 +57,12 @@ class _Room:
     """Memory of the logits that stays: pages that are fresh for every chunk cost a quarter of its time."""
 
     def __init__(self) -> None:
-        self._held = torch.empty(0)
+        self._held, self.stays = torch.empty(0), True
+
+    def done(self) -> None:
+        """The last logits of a loss have been used."""
+        if not self.stays:
+            self._held = torch.empty(0)
 
     def take(self, rows: Tensor, vocabulary: int) -> Tensor:
         """[rows, V] like `rows`, valid until the next call."""
@@ -123,6 +130,7 @@ def _chunks(hidden: Tensor, head: Tensor | Head) -> Iterator[tuple[slice, int, T
         count = rows.shape[0]
         padded = pad(rows, (0, 0, 0, -count % STEP))
         yield slice(start, start + count), count, padded, head_logits(padded, head)
+    _room.done()
 
 
 class _HeadGradient:
@@ -158,6 +166,27 @@ class _HeadGradient:
         return out
 
 
+def _head_gradient(hidden: Tensor, head: Tensor, targets: Tensor, log_sums: Tensor) -> Tensor:
+    """The head's gradient once the log-sums [N] of all rows are known: slab after slab of the vocabulary, of all rows
+    in one product each. Forms the logits again, and no sum over chunks ever exists."""
+    out = torch.empty_like(head)
+    width = max(STEP, CHUNK_BYTES // (hidden.shape[0] * hidden.element_size()) // STEP * STEP)
+    for start in range(0, head.shape[0], width):
+        part = head[start : start + width]
+        logits = times(hidden, part, _room.take(hidden, part.shape[0]))
+        aims = targets - start
+        if native.fits(logits):
+            native.call("softmax_slab", native.dtype_code(logits), logits, log_sums, aims, *logits.shape)
+        else:
+            wide = (logits.to(log_sums.dtype) - log_sums[:, None]).exp_()
+            within = ((aims >= 0) & (aims < part.shape[0])).nonzero().squeeze(1)
+            wide[within, aims[within]] -= 1
+            logits.copy_(wide)
+        torch.mm(logits.T, hidden, out=out[start : start + width])
+    _room.done()
+    return out
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     """Sum of -log softmax(hidden head^T)[target]; gradients are formed with the loss, the head's where it learns."""
 
@@ -166,14 +195,22 @@ class _LinearCrossEntropy(torch.autograd.Function):
         total = torch.zeros((), dtype=torch.float64, device=hidden.device)
         grads = torch.empty_like(hidden)
         d_head = None
-        if learns and isinstance(head, Tensor):
+        twice = learns and not _room.stays and _chunk_count(hidden, head) > 1
+        if learns and isinstance(head, Tensor) and not twice:
             d_head = _HeadGradient(head, _chunk_count(hidden, head))
+        log_sums = []
         for where, count, rows, logits in _chunks(hidden, head):
-            total += _cross_entropy(logits, targets[where], None, count).sum(dtype=torch.float64)
+            aims = logits[:count].gather(1, targets[where, None]).squeeze(1) if twice else None
+            losses = _cross_entropy(logits, targets[where], None, count)
+            total += losses.sum(dtype=torch.float64)
+            if aims is not None:
+                log_sums.append(losses + aims)
             grads[where] = head_back(logits, head)[:count]
             if d_head is not None:
                 d_head.add(logits, rows)
         ctx.grads, ctx.d_head = grads, d_head.taken() if d_head is not None else None
+        if twice and isinstance(head, Tensor):
+            ctx.d_head = _head_gradient(hidden, head, targets, torch.cat(log_sums))
         return total if hidden.dtype == torch.float64 else total.to(torch.float32)
 
     @staticmethod

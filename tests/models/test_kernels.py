@@ -17,7 +17,7 @@ from riverrun.models import kernels, native
 from riverrun.models.attention import PackedGroups
 from riverrun.models.products import Operand, blocked_linear
 from riverrun.models.rope import rotate
-from riverrun.train.loss import linear_cross_entropy, token_logprobs
+from riverrun.train.loss import bound_logits, linear_cross_entropy, token_logprobs
 
 BOUND = {torch.float32: 5e-6, torch.bfloat16: 1.2e-2}
 """Largest difference, relative to the largest value, from the same in float32 (bf16 keeps 8 bits)."""
@@ -144,6 +144,32 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     parts, other = gradients(lambda h, w: linear_cross_entropy(h, w, targets), hidden, head, upstream=up)
     assert float(whole) == pytest.approx(float(parts), rel=1e-12)
     assert all(torch.allclose(a, b, rtol=1e-10, atol=1e-12) for a, b in zip(grads, other, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("kernel", [True, False])
+def test_the_heads_gradient_in_a_second_pass(
+    level: str, dtype: torch.dtype, kernel: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where memory is short: slabs of the vocabulary, of all rows each, against all logits at once."""
+    hidden, head = normal(300, 16, dtype=dtype), normal(500, 16, dtype=dtype, seed=1)
+    targets = torch.randint(0, 500, (300,), generator=torch.Generator().manual_seed(2))
+    up = torch.full((), 0.5, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
+
+    def wanted(h: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.cross_entropy(h @ w.T, targets, reduction="sum")
+
+    whole, grads = gradients(wanted, hidden.double(), head.double(), upstream=up.double())
+    if not kernel:
+        monkeypatch.setattr(native, "fits", lambda *tensors: False)
+    bound_logits(100 * 300 * dtype.itemsize)  # neither rows nor words are a whole number of chunks
+    try:
+        got, other = gradients(lambda h, w: linear_cross_entropy(h, w, targets), hidden, head, upstream=up)
+    finally:
+        bound_logits()
+    bound = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 3e-2}[dtype]
+    assert float(got) == pytest.approx(float(whole), rel=bound)
+    assert max(off(a, b) for a, b in zip(other, grads, strict=True)) < max(bound, 1e-6)
 
 
 def test_no_label_gives_no_loss() -> None:

@@ -116,7 +116,8 @@ class Completion:
 class Delta:
     """A piece of a streamed answer. Tool calls come whole; the last delta alone has `finish_reason` and `usage`.
 
-    `step` reports a finished tool call of an agent, in the form of `Completion.steps`.
+    `step` reports a finished tool call of an agent, in the form of `Completion.steps`. `reasoning` is a piece of what
+    the model thinks before its answer.
     """
 
     text: str = ""
@@ -125,6 +126,7 @@ class Delta:
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
     logprobs: tuple[TokenLogprob, ...] = ()
+    reasoning: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -128,6 +128,8 @@ class Message:
     tool_calls: tuple[ToolCall, ...] = ()
     tool_call_id: str = ""
     name: str = ""
+    reasoning: str = ""
+    """What an assistant thought before its answer."""
 
     @classmethod
     def of(cls, role: Role, text: str, **rest: Any) -> Message:
@@ -159,7 +161,7 @@ class Message:
             role = "system"
         if not isinstance(role, str) or role not in _ROLES:
             raise InputError(f"message role {_shown(role)} is not one of {', '.join(_ROLES)}")
-        known = {"role", "content", "tool_calls", "tool_call_id", "name", "refusal"}
+        known = {"role", "content", "tool_calls", "tool_call_id", "name", "refusal", "reasoning_content"}
         if unknown := set(value) - known:
             raise UnsupportedError(
                 f"message field {min(map(_shown, unknown))} is not supported; known: {', '.join(sorted(known))}"
@@ -169,7 +171,8 @@ class Message:
             raise InputError(f"tool_calls must be a list, got {type(given).__name__}")
         calls = tuple(_call_from_openai(call) for call in given)
         content = _parts_from_openai(value.get("content"))
-        return cls(cast(Role, role), content, calls, _string(value, "tool_call_id"), _string(value, "name"))
+        texts = (_string(value, key) for key in ("tool_call_id", "name", "reasoning_content"))
+        return cls(cast(Role, role), content, calls, *texts)
 
     def to_openai(self) -> dict[str, Any]:
         """The OpenAI form; a message of text only has a plain string as content."""
@@ -184,6 +187,8 @@ class Message:
             out["tool_call_id"] = self.tool_call_id
         if self.name:
             out["name"] = self.name
+        if self.reasoning:
+            out["reasoning_content"] = self.reasoning
         return out
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from riverrun.agent.cascade import Cascade
@@ -80,6 +81,7 @@ def open_models(
     pages: str = "tuned",
     base_path: Path | None = None,
     snapshot: Path | None = None,
+    options: Mapping[str, Any] = MappingProxyType({}),
 ) -> Iterator[Application]:
     """Load the models, make the agent: of one model, or a cascade where there are more. All are closed at the end.
 
@@ -92,7 +94,7 @@ def open_models(
     with ExitStack() as stack:
 
         def load(source: Source, called: str) -> Any:
-            model = _open(source, called, spec, parts)
+            model = _open(source, called, spec, parts, options)
             stack.callback(model.close)
             return model
 
@@ -129,15 +131,23 @@ class _Elsewhere:
         self.close = self._remote.close
 
 
-def _open(source: Source, name: str, spec: AppSpec, parts: Parts) -> Any:
+def _open(source: Source, name: str, spec: AppSpec, parts: Parts, options: Mapping[str, Any]) -> Any:
     if isinstance(source, CandidateSpec):
         return _Elsewhere(source, spec.agent.seconds)
-    return parts.load("model")(source, adapter=None, name=name, threads=spec.threads, slots=spec.deploy.slots)
+    given: dict[str, Any] = {"adapter": None, "name": name, "threads": spec.threads, "slots": spec.deploy.slots}
+    return parts.load("model")(source, **{**given, **options})
 
 
 @contextmanager
-def open_application(run: Path, *, database: Path | str = "", parts: Parts | None = None) -> Iterator[Application]:
-    """The application of a run folder; `database`, a path or URL, takes the place of the run's copy (the live one)."""
+def open_application(
+    run: Path,
+    *,
+    database: Path | str = "",
+    parts: Parts | None = None,
+    options: Mapping[str, Any] = MappingProxyType({}),
+) -> Iterator[Application]:
+    """The application of a run folder; `database`, a path or URL, takes the place of the run's copy (the live one).
+    `options` are arguments of `LLM` for the models whose files are here."""
     file = run / "deploy" / SERVER_FILE
     if not file.is_file():
         raise InputError(f"{run} holds no deployed application: run its recipe with --out {run} --until deploy first")
@@ -150,7 +160,7 @@ def open_application(run: Path, *, database: Path | str = "", parts: Parts | Non
         source = Path(database)
         check_database(source)
     sources, documents = [_source(run, model) for model in server["models"]], run / server["documents"]
-    more = {**pages_of(run, server), "snapshot": run / server["database"]}
+    more = {**pages_of(run, server), "snapshot": run / server["database"], "options": options}
     with open_models(spec, sources, source, documents, parts or Parts(), **more) as application:
         yield application
 

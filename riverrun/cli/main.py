@@ -1,4 +1,4 @@
-"""`riverrun`: init, run, ask, chat, serve, report, doctor, hub, models, tokenizer, train, study.
+"""`riverrun`: init, run, ask, chat, serve, keys, report, doctor, hub, models, tokenizer, train, study.
 
 Only typer is imported before a sub-command is known.
 
@@ -9,12 +9,13 @@ RIVERRUN_DEBUG=1 shows tracebacks, RIVERRUN_LANG=zh speaks Chinese where the pro
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from riverrun.cli.errors import errors
+from riverrun.cli.serving import add_serving
 
 __all__ = ["app", "main"]
 
@@ -29,6 +30,7 @@ app = typer.Typer(
 hub_app = typer.Typer(
     help="Models and data sets: what there is, where it comes from, whether it is whole.", no_args_is_help=True
 )
+add_serving(app)
 app.add_typer(hub_app, name="hub")
 models_app = typer.Typer(help="Look into a model, convert it, fold an adapter in.", no_args_is_help=True)
 app.add_typer(models_app, name="models")
@@ -38,33 +40,6 @@ train_app = typer.Typer(help="Pre-training and fine-tuning by a recipe.", no_arg
 app.add_typer(train_app, name="train")
 study_app = typer.Typer(help="Studies: many trainings, measured alike, on one page.", no_args_is_help=True)
 app.add_typer(study_app, name="study")
-
-
-@contextmanager
-def _errors() -> Iterator[None]:
-    """One sentence on standard error and the exit code of the error's class."""
-    import os
-
-    from riverrun.base.errors import RiverrunError
-
-    try:
-        yield
-    except RiverrunError as error:
-        if os.environ.get("RIVERRUN_DEBUG"):
-            raise
-        from riverrun.chain.words import word
-
-        print(f"{word('error')}: {error}", file=sys.stderr)
-        raise typer.Exit(error.exit_code) from None
-    except KeyboardInterrupt:
-        from riverrun.chain.words import word
-
-        print(f"\n{word('interrupted')}", file=sys.stderr)
-        raise typer.Exit(130) from None
-    except BrokenPipeError:
-        # The reader of our output has gone; Python would complain again when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise typer.Exit(1) from None
 
 
 @app.command()
@@ -85,7 +60,7 @@ def init(
     force: Annotated[bool, typer.Option("--force", help="Write app.yaml anew where there is one.")] = False,
 ) -> None:
     """Draft an application for a database and pages that nobody prepared: one app.yaml, to be run as it is."""
-    with _errors():
+    with errors():
         from riverrun.cli.init import init_command
 
         init_command(name, database, documents, language, candidate or [], force)
@@ -104,7 +79,7 @@ def run(
     progress: Annotated[str, typer.Option(help="auto, bar, lines, json or quiet.")] = "auto",
 ) -> None:
     """Carry a recipe from an open model to a running application; finished stages are skipped."""
-    with _errors():
+    with errors():
         from riverrun.cli.run import run_command
 
         run_command(recipe, overrides or [], out=out, start=start, until=until, dry_run=dry_run, progress=progress)
@@ -124,7 +99,7 @@ def chat(
     ] = "",
 ) -> None:
     """Talk to a finished run, to a model or to a server; one question a line, /quit ends."""
-    with _errors():
+    with errors():
         from riverrun.cli.chat import chat_command
 
         chat_command(target, url, model, api_key, system, max_tokens, temperature, database)
@@ -142,27 +117,10 @@ def ask(
     ] = "",
 ) -> None:
     """Answer a file of questions through the run's server and agent, one line each, in the order of the file."""
-    with _errors():
+    with errors():
         from riverrun.cli.ask import ask_command
 
         ask_command(target, questions, as_json, database)
-
-
-@app.command()
-def serve(
-    target: Annotated[str, typer.Argument(help="Run folder, model path or catalogue name.")],
-    host: Annotated[str | None, typer.Option(help="Address; the run's, else 127.0.0.1.")] = None,
-    port: Annotated[int | None, typer.Option(help="Port; the run's, else 8000; 0 picks a free one.")] = None,
-    api_key: Annotated[list[str] | None, typer.Option(help="Accepted key; may be given several times.")] = None,
-    database: Annotated[
-        str, typer.Option(help="Serve over this SQLite file or server (URL) instead of the run's copy.")
-    ] = "",
-) -> None:
-    """Serve a model, or a run's model and agent, over an OpenAI-compatible API with a chat page."""
-    with _errors():
-        from riverrun.cli.serve import serve_command
-
-        serve_command(target, host, port, api_key or [], database)
 
 
 @app.command()
@@ -171,7 +129,7 @@ def report(
     show: Annotated[bool, typer.Option("--open", help="Open it in a browser.")] = False,
 ) -> None:
     """Print where a run's report is."""
-    with _errors():
+    with errors():
         from riverrun.base.errors import InputError
 
         path = (target / "report" / "index.html").resolve()
@@ -187,7 +145,7 @@ def report(
 @app.command()
 def doctor() -> None:
     """Say what this machine has, what is missing and what to do about it."""
-    with _errors():
+    with errors():
         from riverrun.cli.doctor import doctor_command
 
         doctor_command()
@@ -200,7 +158,7 @@ _TARGET = typer.Argument(help="Name in the catalogue or hub, a source such as hf
 @hub_app.command("list")
 def hub_list(hub: Annotated[str, _HUB] = "") -> None:
     """The catalogue: name, kind, licence, languages, size, whether it is on this machine."""
-    with _errors():
+    with errors():
         from riverrun.cli.hub import list_command
 
         list_command(hub)
@@ -215,7 +173,7 @@ def hub_search(
     hub: Annotated[str, _HUB] = "",
 ) -> None:
     """Find models, data sets and benchmarks by words over names, descriptions, languages and licences."""
-    with _errors():
+    with errors():
         from riverrun.cli.hub import search_command
 
         search_command(words or [], kind, language, licence, hub)
@@ -224,7 +182,7 @@ def hub_search(
 @hub_app.command("info")
 def hub_info(name: Annotated[str, _TARGET], hub: Annotated[str, _HUB] = "") -> None:
     """One card in full, with its licence, citation and path."""
-    with _errors():
+    with errors():
         from riverrun.cli.hub import info_command
 
         info_command(name, hub)
@@ -242,7 +200,7 @@ def hub_get(
     hub: Annotated[str, _HUB] = "",
 ) -> None:
     """Fetch it into the store and print its path; what is there already is not fetched again."""
-    with _errors():
+    with errors():
         from riverrun.cli.hub import get_command
 
         get_command(name, only or [], to, unpack, again, hub)
@@ -251,7 +209,7 @@ def hub_get(
 @hub_app.command("verify")
 def hub_verify(name: Annotated[str, _TARGET], hub: Annotated[str, _HUB] = "") -> None:
     """Compare the stored files with the digests of their card or manifest; needs no network."""
-    with _errors():
+    with errors():
         from riverrun.cli.hub import verify_command
 
         verify_command(name, hub)
@@ -267,7 +225,7 @@ def hub_diff(
     hub: Annotated[str, _HUB] = "",
 ) -> None:
     """What was added, removed and changed, by digest."""
-    with _errors():
+    with errors():
         from riverrun.cli.hub import diff_command
 
         diff_command(old, new, hub)
@@ -284,7 +242,7 @@ def hub_publish(
     ] = "",
 ) -> None:
     """Publish a folder: files first, the card last."""
-    with _errors():
+    with errors():
         from riverrun.cli.hub import publish_command
 
         publish_command(folder, target, token)
@@ -300,7 +258,7 @@ def hub_serve(
     ] = None,
 ) -> None:
     """Serve a hub over HTTP: everybody reads, publishers need a token."""
-    with _errors():
+    with errors():
         from riverrun.cli.hub import serve_command
 
         serve_command(folder, host, port, token or [])
@@ -309,7 +267,7 @@ def hub_serve(
 @models_app.command("list")
 def models_list() -> None:
     """Published sizes: name, family, parameters, context."""
-    with _errors():
+    with errors():
         from riverrun.cli.checkpoints import list_command
 
         list_command()
@@ -320,7 +278,7 @@ def models_info(
     target: Annotated[str, typer.Argument(help="Model's path, catalogue name, or a name of `models list`.")],
 ) -> None:
     """The shape of a model, from its header alone."""
-    with _errors():
+    with errors():
         from riverrun.cli.checkpoints import info_command
 
         info_command(target)
@@ -338,7 +296,7 @@ def models_convert(
     shard_gb: Annotated[float, typer.Option(help="hf: size of a file at most; as it is, or 5, unless given.")] = 0.0,
 ) -> None:
     """Write a checkpoint in another format, family, dtype or sharding, tensor by tensor."""
-    with _errors():
+    with errors():
         from riverrun.cli.checkpoints import convert_command
 
         convert_command(source, target, to, kind, family, dtype, group_size, shard_gb)
@@ -356,7 +314,7 @@ def models_merge(
     probes: Annotated[Path | None, typer.Option(help="Text file, a probe a line, to judge the change on.")] = None,
 ) -> None:
     """Fold an adapter into the weights, and say by how much a logit changed."""
-    with _errors():
+    with errors():
         from riverrun.cli.checkpoints import merge_command
 
         merge_command(model, adapter, target, mode, base, probes)
@@ -370,7 +328,7 @@ def models_explain(
     template: Annotated[str, typer.Option(help="Built-in chat template to use in place of the model's own.")] = "",
 ) -> None:
     """Show a conversation token by token, and whether transformers makes the same ids of it."""
-    with _errors():
+    with errors():
         from riverrun.cli.models import explain_command
 
         explain_command(target, messages, tools, template)
@@ -389,7 +347,7 @@ def tokenizer_train(
     against: Annotated[str, typer.Option(help="Model whose tokenizer to compare with.")] = "",
 ) -> None:
     """Train a byte-level BPE vocabulary on texts and say how many bytes a token holds, by language."""
-    with _errors():
+    with errors():
         from riverrun.cli.models import train_command
 
         train_command(paths, vocab_size, out, special or [], digits, sample, against)
@@ -404,7 +362,7 @@ def train_run(
     progress: Annotated[str, typer.Option(help="auto, bar, lines, json or quiet.")] = "auto",
 ) -> None:
     """Train by a recipe; the same command goes on where a run was stopped."""
-    with _errors():
+    with errors():
         from riverrun.cli.train import run_command
 
         run_command(recipe, overrides or [], out=out, dry_run=dry_run, progress=progress)
@@ -434,7 +392,7 @@ def train_inspect(
     bad_rows: Annotated[Path | None, typer.Option(help="Write what was set aside into this file.")] = None,
 ) -> None:
     """Show what training would see: tokens, what counts in the loss, packs, lengths, rows set aside. Needs no torch."""
-    with _errors():
+    with errors():
         from riverrun.cli.train_data import inspect_command
 
         options = {"format": format, "train_on": train_on, "max_tokens": max_tokens, "overlong": overlong}
@@ -467,7 +425,7 @@ def train_build(
     progress: Annotated[str, typer.Option(help="auto, bar, lines, json or quiet.")] = "auto",
 ) -> None:
     """Turn rows into shards of tokens, mapped when training opens them; a stopped build goes on."""
-    with _errors():
+    with errors():
         from riverrun.cli.train_data import build_command
 
         options = {"format": format, "train_on": train_on, "max_tokens": max_tokens, "overlong": overlong}
@@ -480,7 +438,7 @@ def train_report(
     show: Annotated[bool, typer.Option("--open", help="Open it in a browser.")] = False,
 ) -> None:
     """Write the page of a run, finished or not, and print where it is."""
-    with _errors():
+    with errors():
         from riverrun.cli.train import report_command
 
         report_command(target, show=show)
@@ -491,7 +449,7 @@ def train_list(
     targets: Annotated[list[Path], typer.Argument(metavar="OUT...", help="Folders of runs, or folders of such.")],
 ) -> None:
     """Runs side by side: settings that differ, loss, speed, memory."""
-    with _errors():
+    with errors():
         from riverrun.cli.train import list_command
 
         list_command(targets)
@@ -506,7 +464,7 @@ def study_run(
     progress: Annotated[str, typer.Option(help="auto, bar, lines, json or quiet.")] = "auto",
 ) -> None:
     """Carry a study out, cell by cell; the same command goes on where it was stopped."""
-    with _errors():
+    with errors():
         from riverrun.cli.study import run_command
 
         run_command(recipe, overrides or [], out=out, dry_run=dry_run, progress=progress)

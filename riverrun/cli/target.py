@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 from riverrun.base.errors import InputError, nearest
 from riverrun.base.progress import Progress
@@ -46,21 +48,27 @@ def model_path(target: str) -> Path:
 
 
 @contextmanager
-def open_target(target: str, *, database: Path | str = "", parts: Parts | None = None) -> Iterator[Target]:
-    """Load what the target names; everything is closed at the end."""
+def open_target(
+    target: str,
+    *,
+    database: Path | str = "",
+    parts: Parts | None = None,
+    options: Mapping[str, Any] = MappingProxyType({}),
+) -> Iterator[Target]:
+    """Load what the target names, models with `options` (arguments of `LLM`); everything is closed at the end."""
     parts = parts or Parts()
     folder = Path(target)
     if (folder / "run.json").is_file() or (folder / "deploy").is_dir():
         from riverrun.chain.application import open_application
 
-        with open_application(folder, database=database, parts=parts) as application:
+        with open_application(folder, database=database, parts=parts, options=options) as application:
             yield Target(application.models, f"{application.name}-agent")
         return
     if database:
         raise InputError(f"--database needs a run folder, {target} is a model: leave the option out")
     path = model_path(target)
     name = target if not path.exists() else path.stem if path.is_file() else path.resolve().name
-    model = parts.load("model")(path, adapter=None, name=name, threads=0)
+    model = parts.load("model")(path, **{"adapter": None, "name": name, "threads": 0, **options})
     try:
         yield Target({name: model}, name)
     finally:

@@ -39,6 +39,8 @@ def template_messages(messages: Sequence[Message], model: str = "model") -> list
                 for call in message.tool_calls
             ]
         row |= {key: value for key in ("tool_call_id", "name") if (value := getattr(message, key))}
+        if message.reasoning:
+            row["reasoning_content"] = message.reasoning
         out.append(row)
     return out
 

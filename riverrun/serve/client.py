@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from hashlib import sha256
 from typing import Any
 
@@ -114,13 +115,14 @@ class RemoteModel:
         try:
             choice = answer["choices"][0]
             given = {"content": choice["text"]} if path == "/completions" else choice["message"]
-            text = given.get("content") or ""
+            text, thought = given.get("content") or "", given.get("reasoning_content") or ""
             calls = [_Function(part).add(part) for part in given.get("tool_calls") or ()]
             steps, reason = tuple(choice.get("steps") or ()), choice.get("finish_reason")
             usage, tokens = _usage(answer.get("usage")), _tokens(choice)
         except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
             raise self._unreadable(path, error) from None
         text, message = _message(text, calls)
+        message = replace(message, reasoning=thought)
         return Completion(message, _reason(reason, message), usage, text, steps, logprobs=tokens)
 
     def stream(self, request: Request) -> Iterator[Delta]:
@@ -140,8 +142,9 @@ class RemoteModel:
                         text, step = choice.get("text") or delta.get("content"), choice.get("step")
                         reason = choice.get("finish_reason") or reason
                         tokens = _tokens(choice)
-                        if text or tokens or step is not None:
-                            yield Delta(text=text or "", step=step, logprobs=tokens)
+                        thought = delta.get("reasoning_content") or ""
+                        if text or thought or tokens or step is not None:
+                            yield Delta(text=text or "", step=step, logprobs=tokens, reasoning=thought)
                 except (TypeError, AttributeError, ValueError) as error:
                     raise self._unreadable(path, error) from None
         if reason is None:

@@ -45,6 +45,8 @@ class Place:
     name: str
     model: LanguageModel
     adapter: str = ""
+    timeout_seconds: float = 0.0
+    """What the server gives a request at most; 0 is no limit."""
 
     def texts(self) -> HasTokens:
         """The model as one that shows its tokens."""
@@ -61,7 +63,14 @@ class Place:
 
     def placed(self, asked: Sequence[Request], abort: Abort) -> list[Request]:
         """The requests for this place, ended by `abort`."""
-        return [replace(each, abort=abort, adapter=self.adapter) for each in asked]
+        return [
+            replace(each, abort=abort, adapter=self.adapter, timeout_seconds=self.seconds(each.timeout_seconds))
+            for each in asked
+        ]
+
+    def seconds(self, asked: float) -> float:
+        """Seconds for a request that asks for so many (0: any)."""
+        return min(asked or self.timeout_seconds, self.timeout_seconds or asked)
 
     def score(self, prefix: str | Sequence[Message], continuations: Sequence[str]) -> list[Score]:
         more: dict[str, Any] = {"adapter": self.adapter} if self.adapter else {}
@@ -71,8 +80,8 @@ class Place:
 class Desk:
     """The models of one server by name, and the requests that run. `models` may change while the server runs."""
 
-    def __init__(self, models: Mapping[str, LanguageModel]) -> None:
-        self.models = models
+    def __init__(self, models: Mapping[str, LanguageModel], *, timeout_seconds: float = 0.0) -> None:
+        self.models, self.timeout_seconds = models, timeout_seconds
         self._running: dict[str, Abort] = {}
         self._lock = threading.Lock()
 
@@ -86,10 +95,10 @@ class Desk:
     def find(self, name: str) -> Place:
         model = self.models.get(name)
         if model is not None:
-            return Place(name, model)
+            return Place(name, model, "", self.timeout_seconds)
         for key, model in list(self.models.items()):
             if isinstance(model, HasAdapters) and name in model.adapters:
-                return Place(key, model, name)
+                return Place(key, model, name, self.timeout_seconds)
         known = ", ".join(self.names()) or "none"
         raise HttpError(
             404, f"there is no model '{name}': this server has {known}", code="model_not_found", param="model"

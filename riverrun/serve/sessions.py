@@ -65,13 +65,15 @@ class Session:
         with self._begun(turn) as messages:
             request = Request(messages, params=params or SamplingParams(), adapter=self.adapter, **rest)
             deltas = self._table.llm.stream(request, keep=self._keep)
-            text, calls = list[str](), list[ToolCall]()
+            text, thought, calls = list[str](), list[str](), list[ToolCall]()
             try:
                 for delta in deltas:
                     text.append(delta.text)
+                    thought.append(delta.reasoning)
                     calls += delta.tool_calls
                     if delta.finish_reason not in (None, "abort"):
-                        self._said(messages, Message.of("assistant", "".join(text), tool_calls=tuple(calls)))
+                        whole = {"tool_calls": tuple(calls), "reasoning": "".join(thought)}
+                        self._said(messages, Message.of("assistant", "".join(text), **whole))
                     yield delta
             finally:
                 deltas.close()  # type: ignore[attr-defined]

@@ -16,9 +16,13 @@ from riverrun.models.tokenizer import Tokenizer
 from riverrun.serve.request import Sequence
 from riverrun.serve.sampler import Chosen
 from riverrun.serve.stream import TextStream
-from riverrun.wire.codec import Codec, Parsed
+from riverrun.wire.codec import Codec, collect
+from riverrun.wire.thoughts import Thought, ThoughtParser, opens_thought
 
 __all__ = ["Texts"]
+
+_TAG_TOKENS = 8
+"""Tokens at the end of a prompt among which the tag stands that opens a thought."""
 
 
 class Texts:
@@ -121,8 +125,12 @@ class Texts:
         text = TextStream(self.tokenizer, self.stops(request))
         shown = sequence.output[:-1] if self._ends(sequence, -1) else sequence.output
         raw = "".join(text.push(i) for i in shown) + text.close()
-        parsed = self.codec.parse(raw, request.tools) if request.tools else Parsed(raw)
-        message = Message("assistant", (Text(parsed.text),) if parsed.text else (), parsed.calls)
+        parser = self._parser(request, sequence)
+        pieces = [*parser.feed(raw), *parser.close()]
+        parsed = collect([piece for piece in pieces if not isinstance(piece, Thought)])
+        thought = "".join(piece.text for piece in pieces if isinstance(piece, Thought))
+        content = (Text(parsed.text),) if parsed.text else ()
+        message = Message("assistant", content, parsed.calls, reasoning=thought)
         return Completion(
             message,
             "tool_calls" if parsed.calls else reason,
@@ -131,6 +139,14 @@ class Texts:
             logprobs=tuple(map(self.logprob, sequence.chosen[: len(shown)])),
             prompt_logprobs=self._prompt_logprobs(sequence),
         )
+
+    def _parser(self, request: Request, sequence: Sequence) -> ThoughtParser:
+        """Thoughts and tool calls of an answer to messages; the rest of a plain text is left as it is."""
+        inner = self.codec.parser(request.tools) if request.tools else None
+        if not request.messages or request.params.guide is not None:
+            return ThoughtParser(inner, thinking=None)
+        before = b"".join(self.piece(i) for i in sequence.prompt[-_TAG_TOKENS:]).decode("utf-8", "replace")
+        return ThoughtParser(inner, thinking=opens_thought(before))
 
     def _ends(self, sequence: Sequence, place: int) -> bool:
         """Whether that token of the answer only ends it and is no part of its text."""
@@ -142,35 +158,35 @@ class Texts:
     def deltas(self, request: Request, sequence: Sequence) -> Iterator[Delta]:
         """The answer while it is written; the last delta has reason and counts."""
         text = TextStream(self.tokenizer, self.stops(request))
-        parser = self.codec.parser(request.tools) if request.tools else None
+        parser = self._parser(request, sequence)
         news, called, place = sequence.news, False, 0
         assert news is not None
 
-        def made(piece: str, logprobs: tuple[TokenLogprob, ...], *, last: bool) -> Iterator[Delta]:
-            if parser is None:
-                if piece or logprobs:
-                    yield Delta(text=piece, logprobs=logprobs)
-                return
+        waiting: tuple[TokenLogprob, ...] = ()  # of tokens whose text is held back
+
+        def made(piece: str, *, last: bool = False) -> Iterator[Delta]:
+            nonlocal waiting, called
             for item in parser.feed(piece) + (parser.close() if last else []):
                 if isinstance(item, str) and item:
-                    yield Delta(text=item, logprobs=logprobs)
-                    logprobs = ()
+                    yield Delta(text=item, logprobs=waiting)
+                elif isinstance(item, Thought):
+                    yield Delta(reasoning=item.text, logprobs=waiting)
                 elif isinstance(item, ToolCall):
-                    yield Delta(tool_calls=(item,))
+                    called = True
+                    yield Delta(tool_calls=(item,), logprobs=waiting)
+                else:
+                    continue
+                waiting = ()
 
-        waiting: tuple[TokenLogprob, ...] = ()
         while (token := news.get()) is not None:
             if not self._ends(sequence, place):
                 waiting += tuple(map(self.logprob, sequence.chosen[place : place + 1]))
-                for delta in made(text.push(token), waiting if parser is None else (), last=False):
-                    waiting = ()
-                    called = called or bool(delta.tool_calls)
-                    yield delta
+                yield from made(text.push(token))
             place += 1
         reason, usage = self.result(sequence)
-        for delta in made(text.close(), waiting if parser is None else (), last=True):
-            called = called or bool(delta.tool_calls)
-            yield delta
+        yield from made(text.close(), last=True)
+        if waiting:
+            yield Delta(logprobs=waiting)
         yield Delta(finish_reason="tool_calls" if called else reason, usage=usage)
 
     def logprob(self, chosen: Chosen) -> TokenLogprob:

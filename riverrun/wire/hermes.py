@@ -83,7 +83,8 @@ class Hermes:
         text = message.require_text(self.name)
         if message.role == "assistant" and message.tool_calls:
             calls = [self.render_call(call) for call in message.tool_calls]
-            return Message.of("assistant", "\n".join([text, *calls] if text else calls))
+            written = (Text("\n".join([text, *calls] if text else calls)),)
+            return replace(message, content=written, tool_calls=())
         if message.role == "user":
             return Message.of("user", _defuse(text))
         return message

@@ -172,6 +172,7 @@ def _message(each: Message) -> Any:
         tool_calls=calls,
         tool_call_id=each.tool_call_id,
         name=each.name,
+        reasoning=each.reasoning,
     )
 
 
@@ -191,6 +192,7 @@ def _delta(chunk: Any) -> Delta:
         finish_reason=chunk.finish_reason or None,
         usage=usage,
         logprobs=tuple(map(_logprob, chunk.logprobs)),
+        reasoning=chunk.reasoning,
     )
 
 

@@ -72,6 +72,7 @@ def messages_of(given: Iterable[Any]) -> tuple[Message, ...]:
             for call in each.tool_calls
         ]
         value = {"role": each.role, "content": each.content, "tool_call_id": each.tool_call_id, "name": each.name}
+        value["reasoning_content"] = each.reasoning
         try:
             out.append(Message.from_openai(value | ({"tool_calls": calls} if calls else {})))
         except InputError as error:
@@ -105,7 +106,7 @@ def generate_request(given: Any) -> Request:
 
 
 def chunk_of(delta: Delta) -> Any:
-    chunk = message("Chunk")(text=delta.text, finish_reason=delta.finish_reason or "")
+    chunk = message("Chunk")(text=delta.text, reasoning=delta.reasoning, finish_reason=delta.finish_reason or "")
     chunk.tool_calls.extend(_call(call) for call in delta.tool_calls)
     chunk.logprobs.extend(_logprob(token) for token in delta.logprobs)
     if delta.usage is not None:

@@ -53,6 +53,7 @@ class GrpcServer:
         *,
         keys: KeyRing | None = None,
         tls: tuple[Path, Path] | None = None,
+        timeout_seconds: float = 0.0,
         drain_seconds: float = 5.0,
     ) -> None:
         self._grpc = require("grpc", extra="grpc")
@@ -62,7 +63,7 @@ class GrpcServer:
         descriptor()
         self.drain_seconds = drain_seconds
         self._server = self._grpc.server(ThreadPoolExecutor(THREADS, "riverrun-grpc"))
-        calls = _Calls(models, keys or KeyRing(), self._grpc)
+        calls = _Calls(models, keys or KeyRing(), self._grpc, timeout_seconds)
         self._server.add_generic_rpc_handlers((calls.handler(),))
         self._health = health.HealthServicer()
         for name in ("", SERVICE):
@@ -96,8 +97,10 @@ class GrpcServer:
 
 
 class _Calls:
-    def __init__(self, models: Mapping[str, LanguageModel], keys: KeyRing, library: Any) -> None:
-        self.desk, self.keys, self.grpc = Desk(models), keys, library
+    def __init__(
+        self, models: Mapping[str, LanguageModel], keys: KeyRing, library: Any, timeout_seconds: float
+    ) -> None:
+        self.desk, self.keys, self.grpc = Desk(models, timeout_seconds=timeout_seconds), keys, library
 
     def handler(self) -> Any:
         """All methods of the service by name."""
@@ -187,7 +190,7 @@ class _Calls:
         params = params_of(given.sampling)
         rest: dict[str, Any] = {
             "key": key.name if key else "",
-            "timeout_seconds": given.timeout_seconds,
+            "timeout_seconds": place.seconds(given.timeout_seconds),
             "forced_tools": tuple(given.forced_tools),
             "parallel_tool_calls": given.parallel_tool_calls if given.HasField("parallel_tool_calls") else True,
         }

@@ -30,12 +30,16 @@ def make_app(
     keep_alive_seconds: float = 15.0,
     sessions: Path | None = None,
     adapters: Path | None = None,
+    timeout_seconds: float = 0.0,
+    log: Path | None = None,
+    log_texts: bool = False,
 ) -> FastAPI:
     """OpenAI's routes (`openai`), those beside them (`more`), /health, /ready, /metrics; with `page` a chat page at /.
 
     `models` is read at each request, so it may gain and lose models while serving. See `make_web_app` for keys, body
     limit, hosts and origins. A silent stream gets a comment every `keep_alive_seconds`. `sessions` and `adapters` are
-    the folders that clients may name files of.
+    the folders that clients may name files of. A request ends after `timeout_seconds` at the latest (0: never). `log`
+    is a file that gets a line for each request, with what was asked only if `log_texts`.
     """
     require("fastapi", extra="serve")
     from fastapi import Response
@@ -53,10 +57,14 @@ def make_app(
         allowed_origins=allowed_origins,
         open_paths=("/health", "/ready", *(("/",) if page else ())),
     )
-    desk = HttpDesk(models, keep_alive_seconds=keep_alive_seconds)
+    desk = HttpDesk(models, keep_alive_seconds=keep_alive_seconds, timeout_seconds=timeout_seconds)
     add_routes(app, desk)
     add_more(app, desk, sessions=sessions, adapters=adapters)
     add_status(app, desk)
+    if log is not None:
+        from riverrun.serve.http.journal import Journal
+
+        app.add_middleware(Journal, file=log, texts=log_texts)
     if page:
         from riverrun.serve.page import chat_page
 

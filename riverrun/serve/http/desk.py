@@ -31,8 +31,10 @@ T = TypeVar("T")
 class HttpDesk(Desk):
     """The desk of an HTTP server: a request whose client goes away is aborted within one step of the model."""
 
-    def __init__(self, models: Mapping[str, LanguageModel], *, keep_alive_seconds: float = 15.0) -> None:
-        super().__init__(models)
+    def __init__(
+        self, models: Mapping[str, LanguageModel], *, keep_alive_seconds: float = 15.0, timeout_seconds: float = 0.0
+    ) -> None:
+        super().__init__(models, timeout_seconds=timeout_seconds)
         self.keep_alive_seconds = keep_alive_seconds
 
     async def call(self, request: Request, work: Callable[[Abort], T], *, name: str = "") -> T:
@@ -139,13 +141,14 @@ def key_of(request: Request) -> str:
 
 
 def charge(request: Request, usage: Usage) -> None:
-    """Count these tokens against the request's key."""
+    """Count these tokens for the request, and against its key."""
     key = request.scope.get("riverrun.key")
+    request.scope["riverrun.usage"] = Usage.total([request.scope.get("riverrun.usage", Usage()), usage])
     if isinstance(key, Key):
         key.charge(usage.total_tokens - usage.cached_tokens)
 
 
 async def read_request(request: Request, model: type[M]) -> M:
     """The validated body of a request."""
-    data = parse_json(await request.body(), request.headers.get("content-type", ""))
+    data = request.scope["riverrun.asked"] = parse_json(await request.body(), request.headers.get("content-type", ""))
     return read_body(model, data)  # type: ignore[type-var]

@@ -196,7 +196,7 @@ class _Routes:
             seed=body.seed,
             stop=(body.stop,) if isinstance(body.stop, str) else tuple(body.stop),
         )
-        rest: dict[str, Any] = {"key": key_of(request), "timeout_seconds": body.timeout}
+        rest: dict[str, Any] = {"key": key_of(request), "timeout_seconds": place.seconds(body.timeout)}
         running, chunks = f"session {name}", InteractiveChunks(name)
 
         def over() -> None:

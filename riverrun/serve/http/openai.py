@@ -192,6 +192,8 @@ def _call(call: ToolCall) -> dict[str, Any]:
 def _message(completion: Completion) -> dict[str, Any]:
     message = completion.message
     out: dict[str, Any] = {"role": "assistant", "content": message.text if message.content else None, "refusal": None}
+    if message.reasoning:
+        out["reasoning_content"] = message.reasoning
     if message.tool_calls:
         out["tool_calls"] = [_call(call) for call in message.tool_calls]
     elif out["content"] is None:
@@ -286,13 +288,17 @@ class ChatChunks(_Chunks):
 
     def delta(self, delta: Delta, index: int = 0) -> list[dict[str, Any]]:
         out = []
-        if delta.text or delta.logprobs:
-            known = _chat_logprobs(delta.logprobs) if self.logprobs and delta.logprobs else None
+        known = _chat_logprobs(delta.logprobs) if self.logprobs and delta.logprobs else None
+        if delta.reasoning:
+            out.append(self._chunk({"reasoning_content": delta.reasoning}, index, logprobs=known))
+        elif delta.text or (delta.logprobs and not delta.tool_calls):
             out.append(self._chunk({"content": delta.text}, index, logprobs=known))
         if delta.step is not None:
             out.append(self._chunk({}, index, step=dict(delta.step)))
         for call in delta.tool_calls:
-            out.append(self._chunk({"tool_calls": [{"index": self.calls[index], **_call(call)}]}, index))
+            part = {"index": self.calls[index], **_call(call)}
+            out.append(self._chunk({"tool_calls": [part]}, index, logprobs=known))
+            known = None
             self.calls[index] += 1
         if delta.finish_reason is not None:
             out.append(self._chunk({}, index, reason=delta.finish_reason))

@@ -19,7 +19,7 @@ from riverrun.base.fakes import FakeModel
 from riverrun.base.types import SamplingParams
 from riverrun.cli.chat import converse
 from riverrun.cli.doctor import findings
-from riverrun.cli.main import _errors
+from riverrun.cli.errors import errors
 
 ROOT = Path(__file__).parents[2]
 
@@ -129,7 +129,7 @@ def test_talk_with_a_server_finds_its_agent(
 
 
 def test_ctrl_c_and_a_closed_pipe_end_quietly(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(typer.Exit) as caught, _errors():
+    with pytest.raises(typer.Exit) as caught, errors():
         raise KeyboardInterrupt
     assert caught.value.exit_code == 130
     assert "run the same command again" in capsys.readouterr().err

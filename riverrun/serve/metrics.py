@@ -64,7 +64,8 @@ class Metrics(Observer):
         self.times = {name: _Histogram(SECONDS) for name in _TIMES}
         self.sizes = {name: _Histogram(TOKENS) for name in _SIZES}
         self.ended_by: dict[str, int] = {}
-        self.prompt_tokens = self.generation_tokens = self.cached_tokens = self.steps = self.drafted = self.accepted = 0
+        self.prompt_tokens = self.generation_tokens = self.cached_tokens = self.steps = self.drafted = 0
+        self.computed = self.computed_answers = 0  # tokens that went through the model
         self._lock = threading.Lock()
 
     # ---- told by the loop
@@ -73,6 +74,8 @@ class Metrics(Observer):
         with self._lock:
             self.steps += 1
             self.sizes["iteration_tokens"].add(sum(piece.count for piece in pieces))
+            self.computed_answers += sum(piece.count for piece in pieces if piece.sequence.is_answering)
+            self.computed += sum(piece.count for piece in pieces)
             self.drafted += sum(len(piece.drafts) for piece in pieces)
             answers = sum(piece.sequence.is_answering for piece in pieces)
             if 0 < answers < len(pieces):
@@ -124,6 +127,8 @@ class Metrics(Observer):
             "prompt_tokens": self.prompt_tokens,
             "generation_tokens": self.generation_tokens,
             "cached_tokens": self.cached_tokens,
+            "computed_prompt_tokens": self.computed - self.computed_answers,
+            "computed_answer_tokens": self.computed_answers,
             "spec_decode_num_draft_tokens": self.drafted,
             "steps": self.steps,
             "prefix_cache_queries": loop.pool.counts.queried,
@@ -131,6 +136,13 @@ class Metrics(Observer):
             "num_preemptions": loop.scheduler.preemptions,
         }
         return {name: float(value) for name, value in out.items()}
+
+
+    def first_token(self) -> dict[str, float]:
+        """How many requests got a first token, and after how many seconds on average."""
+        found = self.times["time_to_first_token_seconds"]
+        count = sum(found.counts)
+        return {"requests_first": float(count), "mean_first_seconds": found.sum / max(1, count)}
 
 
 class _Collector:

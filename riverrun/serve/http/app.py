@@ -34,7 +34,8 @@ def make_app(
     log: Path | None = None,
     log_texts: bool = False,
 ) -> FastAPI:
-    """OpenAI's routes (`openai`), those beside them (`more`), /health, /ready, /metrics; with `page` a chat page at /.
+    """OpenAI's routes (`openai`), those beside them (`more`), /health, /ready, /metrics; with `page` a chat page at / and how the
+    server does at /monitor.
 
     `models` is read at each request, so it may gain and lose models while serving. See `make_web_app` for keys, body
     limit, hosts and origins. A silent stream gets a comment every `keep_alive_seconds`. `sessions` and `adapters` are
@@ -42,8 +43,6 @@ def make_app(
     is a file that gets a line for each request, with what was asked only if `log_texts`.
     """
     require("fastapi", extra="serve")
-    from fastapi import Response
-
     from riverrun.serve.http.desk import HttpDesk
     from riverrun.serve.http.more import add_more
     from riverrun.serve.http.openai import add_routes
@@ -55,7 +54,7 @@ def make_app(
         max_body_bytes=max_body_bytes,
         allowed_hosts=allowed_hosts,
         allowed_origins=allowed_origins,
-        open_paths=("/health", "/ready", *(("/",) if page else ())),
+        open_paths=("/health", "/ready", *(("/", "/monitor") if page else ())),
     )
     desk = HttpDesk(models, keep_alive_seconds=keep_alive_seconds, timeout_seconds=timeout_seconds)
     add_routes(app, desk)
@@ -66,13 +65,19 @@ def make_app(
 
         app.add_middleware(Journal, file=log, texts=log_texts)
     if page:
-        from riverrun.serve.page import chat_page
+        from riverrun.serve.page import chat_page, monitor_page
 
-        html = chat_page(title)
-        headers = page_headers(html)
-
-        async def get_page() -> Response:
-            return Response(html, media_type="text/html", headers=headers)
-
-        app.add_api_route("/", get_page, methods=["GET"], response_model=None, include_in_schema=False)
+        for path, html in (("/", chat_page(title)), ("/monitor", monitor_page(title))):
+            _add_page(app, path, html)
     return app
+
+
+def _add_page(app: FastAPI, path: str, html: str) -> None:
+    from fastapi import Response
+
+    headers = page_headers(html)
+
+    async def get_page() -> Response:
+        return Response(html, media_type="text/html", headers=headers)
+
+    app.add_api_route(path, get_page, methods=["GET"], response_model=None, include_in_schema=False)

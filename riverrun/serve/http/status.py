@@ -35,7 +35,7 @@ def add_status(app: FastAPI, desk: HttpDesk) -> None:
 
     async def status() -> Response:
         body: dict[str, Any] = {"running": desk.running}
-        body["models"] = {name: each.state() | each.totals() for name, each in metrics().items()}
+        body["models"] = {name: each.state() | each.totals() | each.first_token() for name, each in metrics().items()}
         return Response(json_bytes(body), media_type="application/json")
 
     add: Callable[..., None] = app.add_api_route

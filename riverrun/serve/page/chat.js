@@ -2,8 +2,10 @@
   "use strict";
   const $ = (id) => document.getElementById(id);
   const log = $("log"), input = $("input"), model = $("model"), key = $("key");
-  let messages = [];       // the conversation as it is sent
+  let turns = [];          // {role, text, thought, steps, calls, figures}, as shown and kept
+  let chat = newId();      // the conversation's name among those kept
   let running = null;      // the AbortController of the answer under way
+  let before = null;       // {turns, text}: what an edit has taken away
 
   // ---- small helpers: everything shown is set as text, never as HTML
   function make(tag, className, ...children) {
@@ -88,21 +90,76 @@
     return make("div", "step", fold);
   }
 
-  // ---- the answer under way
-  class Answer {
-    constructor() {
-      this.text = "";
-      this.pieces = 0;
-      this.usage = null;
-      this.reason = null;
-      this.started = performance.now();
-      this.first = this.last = 0;
+  function renderCall(call) {
+    let shown = call.arguments;
+    try { shown = JSON.stringify(JSON.parse(call.arguments), null, 2); } catch { /* it is still being written */ }
+    const fold = make("details", "", make("summary", "", make("code", "", call.name)), make("pre", "code", make("code", "", shown)));
+    return make("div", "step", fold);
+  }
+  function button(en, zh, action) {
+    const node = make("button", "", both(en, zh));
+    node.type = "button";
+    node.addEventListener("click", action);
+    return node;
+  }
+
+  // ---- one turn of the conversation, finished or under way
+  class Turn {
+    constructor(turn) {
+      this.turn = turn;
+      this.thought = make("div", "thought");
       this.steps = make("div");
+      this.calls = make("div");
       this.body = make("div", "answer");
       this.figures = make("div", "figures");
-      this.node = make("div", "turn assistant busy", this.steps, this.body, this.figures);
-      scrolling(() => log.append(this.node));
+      const user = turn.role === "user";
+      this.node = make("div", "turn " + turn.role, ...(user ? [turn.text] : [this.thought, this.steps, this.body, this.calls, this.figures]));
+      this.tools = make("div", "tools", user ? button("Edit", "编辑", () => edit(this)) : button("Again", "重新生成", () => again(this)));
+      this.tools.append(button("Copy", "复制", () => navigator.clipboard?.writeText(turn.text)));
+      this.entry = make("div", "entry " + turn.role, this.node, this.tools);
+      log.append(this.entry);
       log.scrollTop = log.scrollHeight;
+      if (!user) {
+        for (const step of turn.steps) this.steps.append(renderStep(step));
+        this.draw();
+      }
+    }
+    get isEmpty() {
+      const { text, thought, steps, calls } = this.turn;
+      return !text && !thought && !steps.length && !calls.length;
+    }
+    draw() {
+      const { text, thought, calls } = this.turn;
+      scrolling(() => {
+        if (thought) {
+          this.fold ||= make("details", "", make("summary", "", both("Thought", "思考过程")), make("p"));
+          this.fold.lastChild.textContent = thought;
+          if (!this.fold.isConnected) { this.fold.open = this.node.classList.contains("busy"); this.thought.append(this.fold); }
+          else if (text && !this.closed) { this.closed = true; this.fold.open = false; }
+        }
+        this.body.replaceChildren(...render(text));
+        this.calls.replaceChildren(...calls.map(renderCall));
+        const [tokens, rate, wait, reason] = this.turn.figures || this.numbers();
+        const out = [];
+        if (tokens) out.push(both(`${tokens} tokens`, `${tokens} 个词元`));
+        if (rate) out.push(" · ", both(`${rate} tokens/s`, `${rate} 词元/秒`));
+        if (wait) out.push(" · ", both(`first after ${wait} s`, `首个 ${wait} 秒`));
+        if (reason === "length") out.push(" · ", both("cut at the most tokens", "已达最多词元"));
+        if (reason === "stopped") out.push(" · ", both("stopped", "已停止"));
+        this.figures.replaceChildren(...out);
+      });
+    }
+    numbers() { return []; }
+  }
+
+  class Answer extends Turn {
+    constructor() {
+      super({ role: "assistant", text: "", thought: "", steps: [], calls: [], figures: null });
+      this.node.classList.add("busy");
+      this.pieces = 0;
+      this.usage = this.reason = null;
+      this.started = performance.now();
+      this.first = this.last = 0;
     }
     piece() {
       this.last = performance.now();
@@ -113,39 +170,34 @@
       if (chunk.error) throw new Error(chunk.error.message);
       if (chunk.usage) this.usage = chunk.usage;
       for (const choice of chunk.choices || []) {
-        if (choice.step) { this.piece(); scrolling(() => this.steps.append(renderStep(choice.step))); }
-        for (const call of choice.delta?.tool_calls || []) {
-          const f = call.function || {};
-          this.text += `\n\n\`\`\`json\n${f.name}(${f.arguments})\n\`\`\`\n`;
+        const { content, reasoning_content: thought, tool_calls: parts } = choice.delta || {};
+        if (choice.step) {
+          this.piece();
+          this.turn.steps.push(choice.step);
+          scrolling(() => this.steps.append(renderStep(choice.step)));
+        }
+        for (const part of parts || []) {
+          const call = this.turn.calls[part.index ?? 0] ||= { name: "", arguments: "" };
+          call.name += part.function?.name || "";
+          call.arguments += part.function?.arguments || "";
           this.piece();
         }
-        if (choice.delta?.content) { this.piece(); this.text += choice.delta.content; }
+        if (thought) { this.piece(); this.turn.thought += thought; }
+        if (content) { this.piece(); this.turn.text += content; }
         if (choice.finish_reason) this.reason = choice.finish_reason;
       }
       this.frame ||= requestAnimationFrame(() => { this.frame = 0; this.draw(); });
     }
-    draw() {
-      scrolling(() => {
-        this.body.replaceChildren(...render(this.text));
-        this.figures.replaceChildren(...this.numbers());
-      });
-    }
     numbers() {
-      if (!this.first) return [];
+      if (!this.first) return [0, "", "", this.reason];
       const tokens = this.usage ? this.usage.completion_tokens : this.pieces;
-      const wait = (this.first - this.started) / 1000, seconds = (this.last - this.first) / 1000;
-      const out = [both(`${tokens} tokens`, `${tokens} 个词元`)];
-      if (seconds > 0.05 && tokens > 1) {
-        const rate = ((tokens - 1) / seconds).toFixed(1);
-        out.push(" · ", both(`${rate} tokens/s`, `${rate} 词元/秒`));
-      }
-      out.push(" · ", both(`first after ${wait.toFixed(2)} s`, `首个 ${wait.toFixed(2)} 秒`));
-      if (this.reason === "length") out.push(" · ", both("cut at the most tokens", "已达最多词元"));
-      if (this.reason === "stopped") out.push(" · ", both("stopped", "已停止"));
-      return out;
+      const seconds = (this.last - this.first) / 1000;
+      const rate = seconds > 0.05 && tokens > 1 ? ((tokens - 1) / seconds).toFixed(1) : "";
+      return [tokens, rate, ((this.first - this.started) / 1000).toFixed(2), this.reason];
     }
     end() {
       cancelAnimationFrame(this.frame);
+      this.turn.figures = this.numbers();
       this.node.classList.remove("busy");
       this.draw();
     }
@@ -168,24 +220,42 @@
     }
   }
 
+  function settings() {
+    const out = {};
+    for (const [id, name] of [["temperature", "temperature"], ["top-p", "top_p"], ["top-k", "top_k"],
+      ["repetition-penalty", "repetition_penalty"], ["seed", "seed"], ["max-tokens", "max_tokens"]]) {
+      if ($(id).value !== "" && $(id).checkValidity()) out[name] = Number($(id).value);
+    }
+    return { temperature: 0, max_tokens: 512, ...out };
+  }
+  function conversation() {
+    const system = $("system").value.trim();
+    const said = turns.map(({ role, text }) => ({ role, content: text }));
+    return system ? [{ role: "system", content: system }, ...said] : said;
+  }
+
   async function send(text) {
+    before = null;
+    $("settings").open = $("chats").open = false;
+    $("welcome").hidden = true;
+    const asked = { role: "user", text };
+    turns.push(asked);
+    await answer(new Turn(asked));
+  }
+
+  // The answer to the conversation as it stands; `asked` is the turn that goes back into the box when nothing comes.
+  async function answer(asked) {
     const controller = running = new AbortController();
     busy(true);
     clearNotices();
-    $("welcome").hidden = true;
-    const asked = make("div", "turn user", text);
-    log.append(asked);
-    messages.push({ role: "user", content: text });
     const answer = new Answer();
-    const number = (id, fallback) => ($(id).value !== "" && $(id).checkValidity() ? Number($(id).value) : fallback);
     try {
       const response = await fetch("v1/chat/completions", {
         method: "POST",
         headers: { "Content-Type": "application/json", ...headers() },
         signal: controller.signal,
         body: JSON.stringify({
-          model: model.value, messages, stream: true, stream_options: { include_usage: true },
-          temperature: number("temperature", 0), max_tokens: number("max-tokens", 512),
+          model: model.value, messages: conversation(), stream: true, stream_options: { include_usage: true }, ...settings(),
         }),
       });
       if (!response.ok) throw await refusal(response);
@@ -193,33 +263,94 @@
       if (!answer.reason) throw new Error("the connection broke off");
     } catch (error) {
       if (controller.signal.aborted) answer.reason = "stopped";
-      else if (running === controller) fail(error, answer, asked, text);
+      else if (running === controller) fail(error, answer, asked);
     }
-    if (running !== controller) return;   // a new chat was begun meanwhile
+    if (running !== controller) return;   // another chat was opened meanwhile
     answer.end();
-    if (answer.text) messages.push({ role: "assistant", content: answer.text });
-    else if (messages.at(-1)?.role === "user") {
-      messages.pop();
-      if (!answer.steps.children.length) answer.node.remove();
-    }
+    if (answer.isEmpty) answer.entry.remove();
+    else turns.push(answer.turn);
     running = null;
     busy(false);
+    keep();
   }
 
-  function fail(error, answer, asked, text) {
+  function fail(error, answer, asked) {
     answer.reason = "failed";
     if (error.status === 401) $("settings").open = true;
-    if (!answer.text && !answer.steps.children.length) {
-      asked.remove();
-      if (!input.value) input.value = text;
+    if (answer.isEmpty && asked) {
+      turns.pop();
+      asked.entry.remove();
+      if (!input.value) input.value = asked.turn.text;
     }
     const lost = error instanceof TypeError;
     notice(lost ? "The server cannot be reached." : error.message, lost ? "无法连接服务器。" : error.message);
   }
 
+  // ---- changing what was said
+  function cut(entry) {
+    const place = [...log.querySelectorAll(".entry")].indexOf(entry.entry);
+    for (const node of [...log.querySelectorAll(".entry")].slice(place)) node.remove();
+    return turns.splice(place);
+  }
+  function edit(entry) {
+    if (running) return;
+    before = { turns: [...turns], text: input.value };
+    cut(entry);
+    input.value = entry.turn.text;
+    grow();
+    input.focus();
+  }
+  function again(entry) {
+    if (running || model.disabled) return;
+    cut(entry);
+    answer(null);
+  }
+
+  // ---- conversations kept in this browser
+  function newId() { return Date.now().toString(36) + Math.random().toString(36).slice(2, 8); }
+  function kept() {
+    try { return JSON.parse(localStorage.getItem("riverrun.chats")) || []; } catch { return []; }
+  }
+  function store(chats) {
+    for (let size = 50; size > 0; size = Math.floor(size / 2)) {   // the oldest go when there is no more room
+      try { return localStorage.setItem("riverrun.chats", JSON.stringify(chats.slice(0, size))); } catch { /* too much */ }
+    }
+  }
+  function keep() {
+    const others = kept().filter((each) => each.id !== chat);
+    if (turns.length) others.unshift({ id: chat, title: turns[0].text.slice(0, 80), turns });
+    store(others);
+    list();
+  }
+  function list() {
+    $("chat-list").replaceChildren(...kept().map((each) => {
+      const open = make("button", "open", each.title);
+      open.type = "button";
+      open.addEventListener("click", () => { $("chats").open = false; show(each.id, each.turns); });
+      const drop = button("Delete", "删除", () => {
+        store(kept().filter((other) => other.id !== each.id));
+        if (each.id === chat) show(newId(), []);
+        list();
+      });
+      return make("li", each.id === chat ? "here" : "", open, drop);
+    }));
+  }
+  function show(id, said) {
+    running?.abort();
+    running = before = null;
+    chat = id;
+    turns = [...said];
+    for (const node of [...log.children]) if (node.id !== "welcome") node.remove();
+    $("welcome").hidden = turns.length > 0;
+    for (const turn of turns) new Turn(turn);
+    busy(false);
+    list();
+  }
+
   function busy(on) {
     $("send").hidden = on;
     $("stop").hidden = !on;
+    log.classList.toggle("busy", on);
     if (!on) { grow(); input.focus(); }
   }
   function grow() {
@@ -231,8 +362,8 @@
     try {
       const response = await fetch("v1/models", { headers: headers() });
       if (!response.ok) throw await refusal(response);
-      const ids = (await response.json()).data.map((entry) => entry.id);
-      model.replaceChildren(...ids.map((id) => new Option(id, id)));
+      const entries = (await response.json()).data, ids = entries.map((entry) => entry.id);
+      model.replaceChildren(...entries.map(({ id, parent }) => new Option(parent ? `${id} (${parent})` : id, id)));
       const before = sessionStorage.getItem("riverrun.model");
       if (ids.includes(before)) model.value = before;
       model.disabled = ids.length === 0;
@@ -248,15 +379,6 @@
     }
   }
 
-  function newChat() {
-    running?.abort();
-    running = null;
-    messages = [];
-    for (const node of [...log.children]) if (node.id !== "welcome") node.remove();
-    $("welcome").hidden = false;
-    busy(false);
-  }
-
   $("composer").addEventListener("submit", (event) => {
     event.preventDefault();
     const text = input.value.trim();
@@ -270,14 +392,18 @@
     if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
       event.preventDefault();
       $("composer").requestSubmit();
+    } else if (event.key === "Escape" && before) {   // an edit is taken back
+      const { turns: said, text } = before;
+      show(chat, said);
+      input.value = text;
     }
   });
   input.addEventListener("input", grow);
   $("stop").addEventListener("click", () => running?.abort());
-  $("new-chat").addEventListener("click", newChat);
+  $("new-chat").addEventListener("click", () => show(newId(), []));
   model.addEventListener("change", () => sessionStorage.setItem("riverrun.model", model.value));
   key.addEventListener("change", () => { sessionStorage.setItem("riverrun.key", key.value); loadModels(); });
-  document.addEventListener("click", (event) => { if (!$("settings").contains(event.target)) $("settings").open = false; });
+  document.addEventListener("click", (event) => { for (const id of ["settings", "chats"]) if (!$(id).contains(event.target) && event.target.isConnected) $(id).open = false; });
   function translate() {
     input.placeholder = input.dataset[document.documentElement.dataset.lang];
     input.setAttribute("aria-label", input.placeholder);
@@ -286,5 +412,6 @@
   translate();
   key.value = sessionStorage.getItem("riverrun.key") || "";
   loadModels();
+  list();
   input.focus();
 })();

@@ -12,11 +12,15 @@ from http_models import PATIENCE_SECONDS, STEPS, FailingModel, GateModel, Pieces
 
 from riverrun.base.errors import CapacityError
 from riverrun.base.fakes import FakeModel
+from riverrun.base.protocols import Delta, Request
+from riverrun.base.types import SamplingParams, ToolCall, Usage
 from riverrun.serve.http.app import make_app
 from riverrun.serve.http.server import BackgroundServer
+from riverrun.serve.llm import LLM
 from riverrun.serve.page import chat_page
 from riverrun.web.charts import Bar, BarGroup, FunnelStep, Node, Series, bar_chart, dag, funnel, line_chart
 from riverrun.web.page import Both, page, paragraph, section, table
+from tests.tiny_model import write_tiny
 
 FLAGS = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
 FLAGS += " --disable-component-update --disable-sync"
@@ -46,7 +50,7 @@ class Tab:
         self.page.set_default_timeout(PATIENCE_SECONDS * 1000)
         self.problems: list[str] = []
         self.page.on("pageerror", lambda error: self.problems.append(str(error)))
-        self.page.on("request", lambda request: self._only(request.url, url))
+        self.page.on("request", lambda request: self._only(request.url, url.removesuffix("/monitor")))
         self.page.goto(url)
 
     def _only(self, asked: str, own: str) -> None:
@@ -120,6 +124,112 @@ def test_a_conversation_with_steps(browser: Any, server: BackgroundServer, model
         tab.reload()
         ready(tab)
         assert tab.input_value("#model") == "other"
+
+
+def test_edit_again_settings_and_the_list(
+    browser: Any, server: BackgroundServer, models: dict[str, FakeModel]
+) -> None:
+    models.clear()
+    model = models["m"] = FakeModel(lambda request: f"about {request.messages[-1].text}", name="m")
+    with Tab(browser, server.url) as tab:
+        ready(tab)
+        tab.locator("#settings summary").click()
+        for name, value in {"system": "Be brief.", "top-p": "0.9", "top-k": "7", "seed": "3"}.items():
+            tab.fill(f"#{name}", value)
+        tab.fill("#repetition-penalty", "1.1")
+        for number, text in enumerate(("first", "second")):
+            ask(tab, text)
+            tab.locator(DONE).nth(number).wait_for()
+        params = model.requests[-1].params
+        assert (params.top_p, params.top_k, params.seed, params.repetition_penalty) == (0.9, 7, 3, 1.1)
+        assert model.requests[-1].messages[0].text == "Be brief."
+        # an edit takes away what followed; Escape brings it back
+        tab.locator(".entry.user button", has_text="Edit").first.click()
+        assert tab.input_value("#input") == "first"
+        assert tab.locator(".turn").count() == 0
+        tab.keyboard.press("Escape")
+        assert tab.locator(".turn").count() == 4
+        assert tab.input_value("#input") == ""
+        tab.locator(".entry.user button", has_text="Edit").nth(1).click()
+        tab.fill("#input", "third")
+        tab.keyboard.press("Enter")
+        tab.locator(".answer", has_text="about third").wait_for()
+        assert [m.text for m in model.requests[-1].messages] == ["Be brief.", "first", "about first", "third"]
+        # an answer anew, to the same conversation
+        tab.wait_for_selector(DONE)
+        tab.locator(".entry.assistant button", has_text="Again").last.click()
+        tab.wait_for_function("() => document.querySelectorAll('.turn.assistant:not(.busy)').length === 2")
+        assert [m.text for m in model.requests[-1].messages] == ["Be brief.", "first", "about first", "third"]
+        assert len(model.requests) == 4
+        # conversations are listed, opened again after a reload, and deleted
+        tab.click("#new-chat")
+        ask(tab, "<i>other</i>")
+        tab.wait_for_selector(DONE)
+        tab.reload()
+        ready(tab)
+        tab.locator("#chats summary").click()
+        assert tab.locator("#chat-list .open").all_inner_texts() == ["<i>other</i>", "first"]
+        tab.locator("#chat-list .open").nth(1).click()
+        assert tab.locator(".turn").all_inner_texts()[0] == "first"
+        assert tab.locator(".answer").nth(1).inner_text() == "about third"
+        assert "tokens" in shown(tab, ".entry:last-child .figures")
+        tab.locator("#chats summary").click()
+        tab.locator("#chat-list button", has_text="Delete").nth(1).click()
+        assert tab.locator("#chat-list .open").all_inner_texts() == ["<i>other</i>"]
+        assert tab.locator(".turn").count() == 0
+
+
+def test_thoughts_and_calls_are_folded(browser: Any, server: BackgroundServer, models: dict[str, FakeModel]) -> None:
+    models.clear()
+    models["m"] = ThinkingModel()  # type: ignore[assignment]
+    with Tab(browser, server.url) as tab:
+        ready(tab)
+        ask(tab, "well?")
+        tab.wait_for_selector(DONE)
+        assert shown(tab, ".answer") == "Two."
+        assert tab.locator(".turn details[open]").count() == 0
+        assert not tab.locator(".thought p").is_visible()
+        tab.locator(".thought summary").click()
+        assert shown(tab, ".thought p") == "One and <b>one</b>."
+        tab.locator(".step summary").click()
+        assert shown(tab, ".step summary") == "add"
+        assert '"x": 1' in shown(tab, ".step pre")
+
+
+class ThinkingModel(FakeModel):
+    """Thinks, answers, calls."""
+
+    def stream(self, request: Request) -> Iterator[Delta]:
+        yield Delta(reasoning="One and ")
+        yield Delta(reasoning="<b>one</b>.")
+        yield Delta(text="Two.")
+        yield Delta(tool_calls=(ToolCall("add", {"x": 1}, "call_0"),))
+        yield Delta(finish_reason="tool_calls", usage=Usage(3, 4))
+
+
+@pytest.mark.parametrize(("width", "dark"), [(360, True), (1280, False)])
+def test_the_monitor_shows_what_a_model_does(browser: Any, tmp_path: Path, width: int, dark: bool) -> None:
+    with (
+        LLM(write_tiny(tmp_path), dtype="float32", slots=2, name="tiny") as model,
+        BackgroundServer(make_app({"tiny": model, "fake": FakeModel()}, api_keys=["k"])) as server,
+        Tab(browser, f"{server.url}/monitor", width=width, dark=dark) as tab,
+    ):
+        tab.wait_for_selector(".notice")
+        assert "needs an API key" in shown(tab, ".notice")
+        tab.evaluate("sessionStorage.setItem('riverrun.key', 'k')")
+        tab.wait_for_selector("dd[data-name=running]")
+        assert tab.locator(".notice").count() == 0
+        assert shown(tab, "h2") == "tiny"
+        asked = [Request(prompt=f"The sea {n}", params=SamplingParams(max_tokens=40)) for n in range(4)]
+        done = model.generate(asked)
+        count = sum(each.usage.completion_tokens for each in done)
+        tab.wait_for_function(
+            "(wanted) => document.querySelector('dd[data-name=generated]').textContent === wanted", arg=f"{count:,}"
+        )
+        assert shown(tab, "dd[data-name=running]") == "0"
+        assert shown(tab, "dd[data-name=first]").endswith(" s")
+        assert tab.locator("svg.chart path.curve").count() == 6
+        assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
 def test_stop_keeps_what_came_and_aborts_the_model(

@@ -8,7 +8,6 @@ RIVERRUN_DEBUG=1 shows tracebacks, RIVERRUN_LANG=zh speaks Chinese where the pro
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 

@@ -58,9 +58,7 @@ def serve(
         float, typer.Option(help="Memory for keys and values; 0: a quarter of what is free.", rich_help_panel=_MODEL)
     ] = 0.0,
     kv: Annotated[str, typer.Option(help="Keys and values: model or int8.", rich_help_panel=_MODEL)] = "model",
-    dtype: Annotated[
-        str, typer.Option(help="auto, bfloat16, float16 or float32.", rich_help_panel=_MODEL)
-    ] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, bfloat16, float16 or float32.", rich_help_panel=_MODEL)] = "auto",
     threads: Annotated[int, typer.Option(help="Processor threads; 0: all.", rich_help_panel=_MODEL)] = 0,
     step_ms: Annotated[
         float, typer.Option(help="Longest wait for a next token while prompts come in.", rich_help_panel=_MODEL)

@@ -52,7 +52,7 @@ class BlockPool:
     """`blocks` blocks of `size` tokens, numbered from 0. Not thread-safe: one thread owns it."""
 
     def __init__(self, blocks: int, size: int) -> None:
-        assert blocks > 0 and size > 0, f"{blocks} blocks of {size} tokens"
+        assert min(blocks, size) > 0, f"{blocks} blocks of {size} tokens"
         self.size, self.total = size, blocks
         self.counts = CacheCounts()
         self._holders = [0] * blocks

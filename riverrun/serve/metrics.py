@@ -137,7 +137,6 @@ class Metrics(Observer):
         }
         return {name: float(value) for name, value in out.items()}
 
-
     def first_token(self) -> dict[str, float]:
         """How many requests got a first token, and after how many seconds on average."""
         found = self.times["time_to_first_token_seconds"]

@@ -88,7 +88,11 @@ def test_all_at_once(folder: Path, certificate: tuple[Path, Path], tmp_path: Pat
     with served(str(folder), "--port", "0", *options, "--origin", "https://shop.example") as line:
         url, _, rest = line.partition(" ")
         assert url.startswith("https://127.0.0.1:")
-        asked: dict[str, Any] = {"model": folder.name, "messages": [{"role": "user", "content": SECRET}], "max_tokens": 4}
+        asked: dict[str, Any] = {
+            "model": folder.name,
+            "messages": [{"role": "user", "content": SECRET}],
+            "max_tokens": 4,
+        }
         context = ssl.create_default_context(cafile=str(cert))
         with httpx.Client(base_url=url, verify=context, trust_env=False, timeout=60) as http:
             assert http.post("/v1/chat/completions", json=asked).status_code == 401

@@ -34,8 +34,8 @@ def make_app(
     log: Path | None = None,
     log_texts: bool = False,
 ) -> FastAPI:
-    """OpenAI's routes (`openai`), those beside them (`more`), /health, /ready, /metrics; with `page` a chat page at / and how the
-    server does at /monitor.
+    """OpenAI's routes (`openai`), those beside them (`more`), /health, /ready, /metrics; with `page` a chat
+    page at / and how the server does at /monitor.
 
     `models` is read at each request, so it may gain and lose models while serving. See `make_web_app` for keys, body
     limit, hosts and origins. A silent stream gets a comment every `keep_alive_seconds`. `sessions` and `adapters` are

@@ -1,4 +1,4 @@
-"""A line of JSON for each request that a server answered: who, what, how long, how many tokens; texts only on demand."""
+"""A line of JSON for each request that a server answered: who, what, how long, how many tokens; texts on demand."""
 
 from __future__ import annotations
 

@@ -126,9 +126,7 @@ def test_a_conversation_with_steps(browser: Any, server: BackgroundServer, model
         assert tab.input_value("#model") == "other"
 
 
-def test_edit_again_settings_and_the_list(
-    browser: Any, server: BackgroundServer, models: dict[str, FakeModel]
-) -> None:
+def test_edit_again_settings_and_the_list(browser: Any, server: BackgroundServer, models: dict[str, FakeModel]) -> None:
     models.clear()
     model = models["m"] = FakeModel(lambda request: f"about {request.messages[-1].text}", name="m")
     with Tab(browser, server.url) as tab:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import Any
 
 import httpx
@@ -153,10 +154,10 @@ def _repetition(chat: Ask, complete: Ask) -> None:
 def _ngrams(chat: Ask, complete: Ask) -> None:
     again = {"logit_bias": {"70": 30.0, "71": 29.0}, "max_tokens": 20}
     found = tokens(complete, **again, no_repeat_ngram_size=2)
-    pairs = list(zip(found, found[1:], strict=False))
+    pairs = list(pairwise(found))
     assert len(set(pairs)) == len(pairs)
     usual = tokens(complete, **again)
-    assert len(set(zip(usual, usual[1:], strict=False))) < 5
+    assert len(set(pairwise(usual))) < 5
 
 
 @checks("logit_bias")

@@ -212,31 +212,33 @@ def test_a_full_queue_and_a_used_up_quota_are_told(folders: Path) -> None:
 
     ring = KeyRing([key("free"), key("single", concurrency=1), key("little", tokens_per_minute=5)])
     body = {"model": "tiny", "messages": ASKED, "max_tokens": 300, "ignore_eos": True}
-    with LLM(folders / "model", dtype="float32", slots=1, waiting=1, name="tiny") as model:
-        with BackgroundServer(make_app({"tiny": model}, api_keys=ring)) as server:
+    with (
+        LLM(folders / "model", dtype="float32", slots=1, waiting=1, name="tiny") as model,
+        BackgroundServer(make_app({"tiny": model}, api_keys=ring)) as server,
+    ):
 
-            def ask(name: str, **more: Any) -> httpx.Response:
-                with httpx.Client(base_url=server.url, timeout=60, trust_env=False) as client:
-                    return client.post(
-                        "/v1/chat/completions", json={**body, **more}, headers={"authorization": f"Bearer {name}"}
-                    )
+        def ask(name: str, **more: Any) -> httpx.Response:
+            with httpx.Client(base_url=server.url, timeout=60, trust_env=False) as client:
+                return client.post(
+                    "/v1/chat/completions", json={**body, **more}, headers={"authorization": f"Bearer {name}"}
+                )
 
-            assert ask("nobody").status_code == 401
-            got: list[httpx.Response] = []
-            threads = [threading.Thread(target=lambda: got.append(ask("free"))) for _ in range(6)]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
-            codes = sorted(answer.status_code for answer in got)
-            assert set(codes) == {200, 429}
-            full = next(answer for answer in got if answer.status_code == 429)
-            assert full.json()["error"]["code"] == "queue_full"
-            assert full.headers["retry-after"] == "1"
-            assert ask("little", max_tokens=8).status_code == 200
-            used = ask("little", max_tokens=8)
-            assert (used.status_code, used.json()["error"]["code"]) == (429, "rate_limit_exceeded")
-            assert int(used.headers["retry-after"]) > 1
+        assert ask("nobody").status_code == 401
+        got: list[httpx.Response] = []
+        threads = [threading.Thread(target=lambda: got.append(ask("free"))) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        codes = sorted(answer.status_code for answer in got)
+        assert set(codes) == {200, 429}
+        full = next(answer for answer in got if answer.status_code == 429)
+        assert full.json()["error"]["code"] == "queue_full"
+        assert full.headers["retry-after"] == "1"
+        assert ask("little", max_tokens=8).status_code == 200
+        used = ask("little", max_tokens=8)
+        assert (used.status_code, used.json()["error"]["code"]) == (429, "rate_limit_exceeded")
+        assert int(used.headers["retry-after"]) > 1
 
 
 def test_other_origins_are_let_in_by_name_alone(model: LLM) -> None:

@@ -3,8 +3,8 @@
     python -m bench.serve_load [--quick] [--peers none|llamaserver] [--only prefix,stall,...] [--json FILE]
 
 One client (`parts/load_client.py`) asks our server and llama.cpp's the same at the same moments; each server runs
-alone, in turns. Both have SmolLM2-135M-Instruct, ours in bf16 where the processor multiplies it, llama.cpp's in each of its
-files; its best counts. `load` sends requests of ShareGPT-like lengths at rising rates and draws a chart.
+alone, in turns. Both have SmolLM2-135M-Instruct, ours in bf16 where the processor multiplies it, llama.cpp's in each
+of its files; its best counts. `load` sends requests of ShareGPT-like lengths at rising rates and draws a chart.
 """
 
 from __future__ import annotations

@@ -66,6 +66,7 @@ def model_options(
     cache_gb: float = 0.0,
     kv: str = "model",
     dtype: str = "auto",
+    weights: str = "auto",
     threads: int = 0,
     step_ms: float = 100.0,
     lookup: int = 0,
@@ -76,6 +77,7 @@ def model_options(
     for name, value, known in (
         ("kv", kv, ("model", "int8")),
         ("dtype", dtype, ("auto", "bfloat16", "float16", "float32")),
+        ("weights", weights, ("auto", "full", "stored")),
     ):
         if value not in known:
             raise InputError(f"--{name} {value} is not one of {', '.join(known)}.{nearest(value, known)}")
@@ -102,6 +104,7 @@ def model_options(
         "cache_gb": cache_gb,
         "kv": kv,
         "dtype": dtype,
+        "weights": weights,
         "step_seconds": step_ms / 1000,
         "lookup": lookup,
         "waiting": waiting,

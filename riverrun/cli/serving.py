@@ -59,6 +59,9 @@ def serve(
     ] = 0.0,
     kv: Annotated[str, typer.Option(help="Keys and values: model or int8.", rich_help_panel=_MODEL)] = "model",
     dtype: Annotated[str, typer.Option(help="auto, bfloat16, float16 or float32.", rich_help_panel=_MODEL)] = "auto",
+    weights: Annotated[
+        str, typer.Option(help="Of few bits: full (laid out), stored (as they are), auto.", rich_help_panel=_MODEL)
+    ] = "auto",
     threads: Annotated[int, typer.Option(help="Processor threads; 0: all.", rich_help_panel=_MODEL)] = 0,
     step_ms: Annotated[
         float, typer.Option(help="Longest wait for a next token while prompts come in.", rich_help_panel=_MODEL)
@@ -116,6 +119,7 @@ def serve(
             cache_gb=cache_gb,
             kv=kv,
             dtype=dtype,
+            weights=weights,
             threads=threads,
             step_ms=step_ms,
             lookup=lookup,

@@ -46,6 +46,8 @@ class Stored(ABC):
     """A matrix [out, in] in few bits."""
 
     shape: torch.Size
+    dtype: torch.dtype = torch.bfloat16
+    """Of what `slabs` gives out."""
 
     @property
     @abstractmethod
@@ -60,6 +62,17 @@ class Stored(ABC):
         """Rows [start, stop) in full width."""
         out = torch.empty(stop - start, self.shape[1], dtype=dtype)
         return self.tile(slice(start, stop), slice(0, self.shape[1]), out)
+
+    def slabs(self) -> Iterator[tuple[slice, Tensor]]:
+        """All rows in runs, in order: (rows, their values). One run is in full width at a time."""
+        width = tile_width(self.shape[1], self.dtype.itemsize)
+        for start in range(0, self.shape[0], width):
+            stop = min(self.shape[0], start + width)
+            yield slice(start, stop), self.rows(start, stop, self.dtype)
+
+    def take(self, ids: Tensor, dtype: torch.dtype) -> Tensor:
+        """The rows of these ids, [n, in]: an embedding."""
+        raise NotImplementedError(f"{type(self).__name__} is no embedding")
 
     def whole(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """All values: for tests and merges."""
@@ -145,8 +158,6 @@ class Int8Matrix(Stored):
     def __init__(self, codes: Tensor, scale: Tensor) -> None:
         """codes int8 [out, in], scale float32 [out]."""
         self.codes, self.scale = codes, scale
-        self.dtype = torch.bfloat16
-        """Of what `slabs` gives out."""
         self.shape = codes.shape
 
     @classmethod
@@ -182,15 +193,7 @@ class Int8Matrix(Stored):
             return out
         return out.copy_(self.codes[rows, cols].float() * self.scale[rows, None])
 
-    def slabs(self) -> Iterator[tuple[slice, Tensor]]:
-        """All rows in runs, in order: (rows, their values). One run is in full width at a time."""
-        width = tile_width(self.shape[1], self.dtype.itemsize)
-        for start in range(0, self.shape[0], width):
-            stop = min(self.shape[0], start + width)
-            yield slice(start, stop), self.rows(start, stop, self.dtype)
-
     def take(self, ids: Tensor, dtype: torch.dtype) -> Tensor:
-        """The rows of these ids, [n, in]: an embedding."""
         return (self.codes[ids].float() * self.scale[ids, None]).to(dtype)
 
 

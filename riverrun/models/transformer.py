@@ -21,7 +21,7 @@ from riverrun.models.kernels import add_norm, attend_packed, embedded, norm, swi
 from riverrun.models.lora import Adapter, FusedLinear
 from riverrun.models.products import PackedWeight
 from riverrun.models.rope import Rope, Turn, rotate
-from riverrun.models.stored import Int8Matrix, Stored, stored_linear
+from riverrun.models.stored import Stored, stored_linear
 
 __all__ = ["CausalLM"]
 
@@ -136,7 +136,7 @@ class CausalLM(nn.Module):
         if not config.tie_word_embeddings:
             self.lm_head = nn.Parameter(torch.empty_like(table), requires_grad=False)
         self._packed_head: PackedWeight | None = None
-        self._tables: dict[str, Int8Matrix] = {}
+        self._tables: dict[str, Stored] = {}
         self.recompute = 0.0
         """Share of the layers, from the first on, that keep only their input for the backward and run again there."""
 
@@ -171,8 +171,8 @@ class CausalLM(nn.Module):
         return PackedGroups(groups, dtype=self.dtype, multiple=multiple, windows=self.config.windows)
 
     @property
-    def head(self) -> Tensor | Int8Matrix:
-        """What hidden states are multiplied by for logits: a tensor [V, E], or 8-bit rows that are read in runs."""
+    def head(self) -> Tensor | Stored:
+        """What hidden states are multiplied by for logits: a tensor [V, E], or rows of few bits that are read in runs."""
         name = "model.embed_tokens.weight" if self.config.tie_word_embeddings else "lm_head.weight"
         return self._tables.get(name, self.lm_head)
 
@@ -266,7 +266,6 @@ class CausalLM(nn.Module):
         """Use this matrix of few bits in the place of that name; the model must be `empty`."""
         assert self._empty, "a model that reserved its matrices takes no stored ones"
         if name in ("model.embed_tokens.weight", "lm_head.weight"):
-            assert isinstance(matrix, Int8Matrix), f"{name} is kept in 8 bits or plain"
             matrix.dtype = self.dtype
             self._tables[name] = matrix
         else:

@@ -66,6 +66,7 @@ class LLM:
         context: int = 0,
         dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto",
         kv: Literal["model", "int8"] = "model",
+        weights: Literal["auto", "full", "stored"] = "auto",
         cache_gb: float = 0.0,
         waiting: int = 0,
         step_seconds: float = 0.1,
@@ -77,7 +78,8 @@ class LLM:
         """`context` 0 takes the model's own length, at most 4096 tokens.
 
         `adapter` is merged into the weights, `adapters` are asked for by name. `slots`: requests that run at once;
-        `waiting`: those that may wait beside them (0: any number). `kv`: how keys and values are kept. `step_seconds`:
+        `waiting`: those that may wait beside them (0: any number). `kv`: how keys and values are kept;
+        `weights` of few bits: laid out in `dtype` (full), or as they are (stored). `step_seconds`:
         a prompt is computed in pieces so small that running answers wait about so long for their next token.
         `lookup`: tokens that are guessed from what was said before and verified in one step (0: none).
         `engine` replaces the torch engine.
@@ -105,7 +107,7 @@ class LLM:
             from riverrun.serve.engines.torch import TorchEngine
 
             room = partial(self._cache_tokens, slots, cache_gb)
-            return TorchEngine.open(self._opened, tokens=room, threads=threads, dtype=dtype, kv=kv)
+            return TorchEngine.open(self._opened, tokens=room, threads=threads, dtype=dtype, kv=kv, weights=weights)
 
         self._loop = Loop(
             open_engine,

@@ -188,13 +188,24 @@ class GGUFFile:
 
         Norm weights of Gemma are the file's less 1, as its checkpoints have them.
         """
+        for ours, info, order in self.places(config):
+            yield ours, self.weight(ours, info, order, config)
+
+    def places(self, config: ModelConfig) -> Iterator[tuple[str, TensorInfo, NDArray[np.int64] | None]]:
+        """(Hugging Face name, tensor, where each of its rows goes; None: where it is) of every tensor."""
         kind, _ = self._layout()
         for name, ours in kind.tensor_names(config).items():
-            values, order = self.read(name), kind.row_order(ours, config)
-            if order is not None:
-                rows = np.empty_like(values)
-                rows[order] = values
-                values = rows
-            elif kind.gemma and ours.endswith("norm.weight"):
-                values -= 1
-            yield ours, values
+            yield ours, self.tensors[name], kind.row_order(ours, config)
+
+    def weight(
+        self, ours: str, info: TensorInfo, order: NDArray[np.int64] | None, config: ModelConfig
+    ) -> NDArray[np.float32]:
+        """One of `places` as `weights` gives it."""
+        values = self.read(info.name)
+        if order is not None:
+            rows = np.empty_like(values)
+            rows[order] = values
+            return rows
+        if config.norm_plus_one and ours.endswith("norm.weight"):
+            values -= 1
+        return values

@@ -32,7 +32,7 @@ from riverrun.models.quantized import (
     gptq_words,
 )
 
-__all__ = ["Grid", "Method", "dequantized", "grid_of", "read_matrix", "write_groups"]
+__all__ = ["Grid", "Method", "dequantized", "grid_of", "read_matrix", "stored_matrices", "write_groups"]
 
 Array = NDArray[Any]
 Method = Literal["awq", "gptq", "gptq_v2"]
@@ -91,6 +91,32 @@ def _only(quantization: Mapping[str, Any], key: str, known: tuple[str, ...], ori
     return value
 
 
+def stored_matrices(
+    names: Collection[str], get: Callable[[str], Array], quantization: Mapping[str, Any], origin: str
+) -> Iterator[tuple[str, GroupQuantized | NDArray[np.float32] | None]]:
+    """(name, matrix) of every tensor on a group grid; (name, values) where rows are kept in 8 bits; (name, None) of a
+    plain one, to be taken as it is. Names and get as in `dequantized`; not for NF4."""
+    grid, names = grid_of(quantization, origin), set(names)
+    for name in sorted(names):
+        if grid.method == "group4":
+            stem, _, part = name.rpartition(".")
+            if part == "packed":
+                yield stem, _group4(stem, names, get, grid, origin)
+            elif part == "codes":
+                codes, scale = get(name), _part(f"{stem}.scale", stem, names, get, origin)
+                _fits(f"{stem}.scale", scale, (*codes.shape[:1], *(size // 32 for size in codes.shape[1:])), origin)
+                yield stem, dequantize_rows(codes, scale)
+            elif part not in ("scale", "zero"):
+                yield name, None
+        elif name.endswith(".qweight"):
+            stem = name.removesuffix(".qweight")
+            yield f"{stem}.weight", read_matrix(stem, names, get, grid, origin)
+        elif not name.endswith(_SUFFIXES):
+            yield name, None
+        elif f"{name.rpartition('.')[0]}.qweight" not in names:
+            raise IntegrityError(f"{origin}: tensor '{name}' has no '.qweight' beside it: fetch the folder again")
+
+
 def dequantized(
     names: Collection[str], get: Callable[[str], Array], quantization: Mapping[str, Any], origin: str
 ) -> Iterator[tuple[str, NDArray[np.float32] | None]]:
@@ -101,25 +127,8 @@ def dequantized(
     if quantization.get("quant_method") == BNB:
         yield from dequantized_nf4(names, get, quantization, origin)
         return
-    grid, names = grid_of(quantization, origin), set(names)
-    for name in sorted(names):
-        if grid.method == "group4":
-            stem, _, part = name.rpartition(".")
-            if part == "packed":
-                yield stem, dequantize_groups(_group4(stem, names, get, grid, origin))
-            elif part == "codes":
-                codes, scale = get(name), _part(f"{stem}.scale", stem, names, get, origin)
-                _fits(f"{stem}.scale", scale, (*codes.shape[:1], *(size // 32 for size in codes.shape[1:])), origin)
-                yield stem, dequantize_rows(codes, scale)
-            elif part not in ("scale", "zero"):
-                yield name, None
-        elif name.endswith(".qweight"):
-            stem = name.removesuffix(".qweight")
-            yield f"{stem}.weight", dequantize_groups(read_matrix(stem, names, get, grid, origin))
-        elif not name.endswith(_SUFFIXES):
-            yield name, None
-        elif f"{name.rpartition('.')[0]}.qweight" not in names:
-            raise IntegrityError(f"{origin}: tensor '{name}' has no '.qweight' beside it: fetch the folder again")
+    for name, value in stored_matrices(names, get, quantization, origin):
+        yield name, dequantize_groups(value) if isinstance(value, GroupQuantized) else value
 
 
 def _part(name: str, stem: str, names: Collection[str], get: Callable[[str], Array], origin: str) -> Array:

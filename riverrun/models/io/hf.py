@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -182,19 +182,30 @@ def read_weights(
     if not quantization:
         yield from Weights(folder, config).items()
         return
+    places, array, plain = array_places(folder)
+    stored = stored_names(config)
+    for name, values in dequantized(places, array, quantization, str(folder)):
+        tensor = plain(name) if values is None else torch.from_numpy(values)
+        parts = stored.get(name, (name,))
+        yield from zip(parts, split_parts(config, tensor, parts), strict=True)
+
+
+def array_places(
+    folder: Path,
+) -> tuple[Collection[str], Callable[[str], NDArray[Any]], Callable[[str], Tensor]]:
+    """(names of all tensors of a folder, one's values with bfloat16 as float32, one as it is)."""
     places = {
         name: (file, entry) for file in map(SafetensorsFile, _files(folder)) for name, entry in file.entries.items()
     }
 
-    def array(name: str) -> NDArray[Any]:
-        tensor = _tensor(*places[name])
-        return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+    def tensor(name: str) -> Tensor:
+        return _tensor(*places[name])
 
-    stored = stored_names(config)
-    for name, values in dequantized(places, array, quantization, str(folder)):
-        tensor = _tensor(*places[name]) if values is None else torch.from_numpy(values)
-        parts = stored.get(name, (name,))
-        yield from zip(parts, split_parts(config, tensor, parts), strict=True)
+    def array(name: str) -> NDArray[Any]:
+        found = tensor(name)
+        return (found.float() if found.dtype == torch.bfloat16 else found).numpy()
+
+    return places, array, tensor
 
 
 def raw_bytes(tensor: Tensor) -> memoryview:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from riverrun.serve.engine import Judged, Work
 
 __all__ = ["BLOCK_SIZE", "TorchEngine", "default_dtype"]
 
+Weights = Literal["auto", "full", "stored"]
 BLOCK_SIZE = 16
 """Tokens of a block: what is shared is shared to within so many."""
 _ROWS = 128
@@ -62,17 +63,26 @@ class TorchEngine:
         threads: int = 0,
         dtype: str = "auto",
         kv: KVType = "model",
+        weights: Weights = "auto",
     ) -> TorchEngine:
         """A checkpoint, laid out for inference alone; threads 0 keeps torch's choice.
 
-        `tokens` gives the room of the cache from the bytes that a token takes there.
+        `tokens` gives the room of the cache from the bytes that a token takes there. `weights`: those of few bits are
+        laid out in `dtype` ("full") or kept as they are stored ("stored"), by what fits in the free memory ("auto").
         """
         if threads:
             torch.set_num_threads(threads)
         kinds = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
         chosen = default_dtype() if dtype == "auto" else kinds[dtype]
         room = tokens(bytes_per_token(opened.config, kv, chosen.itemsize))
-        model = load_model(opened, chosen, mapped=_stays_in_its_file(opened, chosen))
+        large = _stays_in_its_file(opened, chosen)
+        few = opened.gguf is not None or opened.quantization is not None
+        if weights == "stored" or (weights == "auto" and large and few):
+            from riverrun.models.few_bits import load_few_bits
+
+            model = load_few_bits(opened, chosen)
+        else:
+            model = load_model(opened, chosen, mapped=large)
         model.pack()
         return cls(model, tokens=room, kv=kv)
 

@@ -1,0 +1,371 @@
+"""Several replicas of a model behind one `LanguageModel`: processes on one machine, or on many, by Ray.
+
+Each replica is a Ray actor with an `LLM` of its own. Actors, and not Ray Serve's deployments: a request goes to a
+replica that is chosen by what it has computed (`serve.routing`), and its pieces come back without a proxy between.
+A replica that dies is started again by Ray. What it was asked goes to another one, as long as nobody has seen a piece
+of the answer; an answer that was begun fails with a clear error. Sessions are not kept here.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Sequence as Seq
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from riverrun.base.errors import InputError, RiverrunError
+from riverrun.base.optional import require
+from riverrun.base.protocols import Abort, Completion, Delta, ModelInfo, Request, Score
+from riverrun.base.types import Message
+from riverrun.models.load import load_checkpoint
+from riverrun.serve.blocks import Digest, chain, root
+from riverrun.serve.routing import Router
+from riverrun.serve.text import Texts
+from riverrun.wire.codec import get_codec
+
+__all__ = ["Fleet", "Replica"]
+
+T = TypeVar("T")
+BLOCK = 16
+START_SECONDS = 900.0
+PING_SECONDS, HUNG_SECONDS = 2.0, 60.0
+"""Time between two questions whether a replica is there, and after which one that says nothing is started again."""
+OBJECT_STORE_BYTES = 128 << 20
+CONTROL = ("ping", "abort", "info")
+"""What a replica answers while all its calls are taken."""
+CALLS = 256
+"""Calls that a replica takes at once."""
+
+
+class Replica:
+    """What runs in each process."""
+
+    def __init__(self, path: str, options: Mapping[str, Any]) -> None:
+        from riverrun.base.memory import keep_freed_memory
+        from riverrun.serve.llm import LLM
+
+        keep_freed_memory()
+        self.model = LLM(Path(path), **options)
+        self._running: dict[str, Abort] = {}
+
+    def ping(self) -> int:
+        """Its process."""
+        return os.getpid()
+
+    def abort(self, name: str) -> None:
+        """End what runs under that name."""
+        if name in self._running:
+            self._running[name].set()
+
+    def generate(self, requests: Seq[Request], name: str) -> list[Completion]:
+        abort = self._running[name] = Abort()
+        try:
+            return self.model.generate([replace(each, abort=abort) for each in requests])
+        finally:
+            del self._running[name]
+
+    def stream(self, request: Request, name: str) -> Iterator[Delta]:
+        abort = self._running[name] = Abort()
+        try:
+            for delta in self.model.stream(replace(request, abort=abort)):
+                yield delta  # noqa: UP028 - Ray sends into the generator, which an iterator does not take
+        finally:
+            del self._running[name]
+
+    def call(self, name: str, *arguments: Any, **named: Any) -> Any:
+        """A method of the model."""
+        return getattr(self.model, name)(*arguments, **named)
+
+    def info(self) -> tuple[ModelInfo, tuple[str, ...]]:
+        """The model's, and the names of its adapters."""
+        return self.model.info, self.model.adapters
+
+
+class Fleet:
+    """`with Fleet(path, replicas=3) as model: model.generate([...])`, as with one `LLM`."""
+
+    def __init__(
+        self,
+        path: Path | str,
+        *,
+        replicas: int,
+        name: str = "",
+        threads: int = 0,
+        address: str = "",
+        codec: str = "hermes",
+        **options: Any,
+    ) -> None:
+        """`address`: of a Ray cluster whose machines all have `path`; this machine alone without one. `threads`: of a
+        replica; its share of the cores unless given. `options`: of each `LLM`."""
+        if replicas < 1:
+            raise InputError(f"there cannot be {replicas} replicas: ask for 1 or more")
+        self._ray = require("ray", extra="cluster")
+        opened = load_checkpoint(Path(path))
+        shown = name or Path(path).stem
+        threads = threads or max(1, (os.cpu_count() or 1) // replicas)
+        self._owns = not self._ray.is_initialized()
+        if self._owns:
+            _start(self._ray, address)
+        options |= {"name": shown, "threads": threads, "codec": codec}
+        cpus = threads if address else 0  # on this machine alone nothing is to be shared out
+        self._actors = [self._actor(cpus).remote(str(Path(path).absolute()), options) for _ in range(replicas)]
+        self.router = Router(replicas)
+        self._live: set[int] = set()
+        self._changed = threading.Condition()
+        self._closed = threading.Event()
+        try:
+            self._ray.get([actor.ping.remote() for actor in self._actors], timeout=START_SECONDS)
+            self._live |= set(range(replicas))
+            self._info, self._adapters = self._ray.get(self._actors[0].info.remote())
+        except self._ray.exceptions.RayError as error:
+            self.close()
+            raise RiverrunError(f"the replicas of {path} did not start: {_told(error)}") from None
+        self._texts = Texts(
+            opened.tokenizer, opened.template, get_codec(codec), shown, self._info.context_length,
+            opened.config.vocab_size,
+        )  # fmt: skip
+        self._watcher = threading.Thread(target=self._watch, name="riverrun-replicas", daemon=True)
+        self._watcher.start()
+
+    def _actor(self, cpus: int) -> Any:
+        for method in CONTROL:
+            getattr(Replica, method).__ray_concurrency_group__ = "control"
+        how = {"num_cpus": cpus, "max_restarts": -1, "max_task_retries": 0, "max_concurrency": CALLS}
+        return self._ray.remote(**how, concurrency_groups={"control": 8})(Replica)
+
+    # ---- which replica -------------------------------------------------------------------------------------------
+
+    @property
+    def live(self) -> tuple[int, ...]:
+        """Numbers of the replicas that answer."""
+        return tuple(sorted(self._live))
+
+    def _digests(self, request: Request) -> list[Digest]:
+        return chain(self._texts.prompt(request), BLOCK, root(request.adapter))
+
+    def _choose(self, digests: Seq[Digest]) -> int:
+        """A replica that lives; waits for one that starts."""
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._live or self._closed.is_set(), START_SECONDS):
+                raise RiverrunError(f"no replica of model '{self._info.name}' answers: see Ray's log")
+            if self._closed.is_set():
+                raise RiverrunError(f"model '{self._info.name}' was closed before the answer was complete")
+            return self.router.choose(digests, self._live)
+
+    def _lost(self, number: int) -> None:
+        with self._changed:
+            if number in self._live:
+                self._live.discard(number)
+                self.router.forget(number)
+
+    def _watch(self) -> None:
+        """Ask all replicas now and then; one that is there again is used again, one that hangs is started anew."""
+        ray, silent = self._ray, [0.0] * len(self._actors)
+        while not self._closed.wait(PING_SECONDS):
+            asked = {actor.ping.remote(): number for number, actor in enumerate(self._actors)}
+            ready, _ = ray.wait(list(asked), num_returns=len(asked), timeout=PING_SECONDS)
+            for ref, number in asked.items():
+                try:
+                    if ref not in ready:
+                        raise TimeoutError
+                    ray.get(ref)
+                except TimeoutError:
+                    silent[number] += 2 * PING_SECONDS
+                    if silent[number] >= HUNG_SECONDS and number in self._live:
+                        self._lost(number)
+                        ray.kill(self._actors[number], no_restart=False)
+                except ray.exceptions.RayError:
+                    self._lost(number)
+                else:
+                    silent[number] = 0.0
+                    with self._changed:
+                        self._live.add(number)
+                        self._changed.notify_all()
+
+    def _gone(self, error: BaseException) -> bool:
+        """Whether an error means that the replica, and not the request, failed."""
+        known = self._ray.exceptions
+        return isinstance(error, (known.RayActorError, known.ActorUnavailableError, known.WorkerCrashedError))
+
+    def _again(self, work: Callable[[int], T], digests: Seq[Digest]) -> T:
+        """What `work` returns for a replica; another one is tried when it dies, each as often as there are replicas."""
+        for left in range(len(self._actors), -1, -1):
+            number = self._choose(digests)
+            try:
+                return work(number)
+            except Exception as error:
+                if not self._gone(error):
+                    raise
+                self._lost(number)
+                if not left:
+                    raise RiverrunError(f"every replica died that was asked: {_told(error)}") from None
+            finally:
+                self.router.end(number)
+        raise AssertionError("the last turn raises or returns")
+
+    # ---- asking --------------------------------------------------------------------------------------------------
+
+    @property
+    def info(self) -> ModelInfo:
+        return self._info
+
+    def generate(self, requests: Seq[Request]) -> list[Completion]:
+        """Answer all, in order; each goes to the replica that suits it."""
+        if len(requests) == 1:
+            return [self._one(requests[0])]
+        out: list[Completion | BaseException | None] = [None] * len(requests)
+
+        def ask(place: int) -> None:
+            try:
+                out[place] = self._one(requests[place])
+            except BaseException as error:
+                out[place] = error
+
+        threads = [threading.Thread(target=ask, args=(place,), daemon=True) for place in range(len(requests))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        if failed := next((each for each in out if isinstance(each, BaseException)), None):
+            raise failed
+        return [each for each in out if isinstance(each, Completion)]
+
+    def _one(self, request: Request) -> Completion:
+        def work(number: int) -> Completion:
+            actor, name = self._actors[number], uuid.uuid4().hex
+            if request.abort is not None:
+                request.abort.when_set(partial(_abort, actor, name))
+            [done] = self._get(actor.generate.remote([replace(request, abort=None)], name))
+            return done  # type: ignore[no-any-return]
+
+        return self._again(work, self._digests(request))
+
+    def stream(self, request: Request) -> Iterator[Delta]:
+        """Answer one request piece by piece; closing the iterator ends it where it runs."""
+        digests = self._digests(request)
+        for left in range(len(self._actors), -1, -1):
+            number, name, pieces = self._choose(digests), uuid.uuid4().hex, 0
+            actor = self._actors[number]
+            if request.abort is not None:
+                request.abort.when_set(partial(_abort, actor, name))
+            over = False
+            try:
+                refs = actor.stream.options(num_returns="streaming").remote(replace(request, abort=None), name)
+                for ref in refs:
+                    delta = self._get(ref)
+                    pieces += 1
+                    over = delta.finish_reason is not None
+                    yield delta
+                return
+            except Exception as error:
+                if not self._gone(error):
+                    raise
+                self._lost(number)
+                over = True
+                if pieces or not left:
+                    raise RiverrunError(f"the replica that wrote this answer died after {pieces} pieces: ask again") from None
+            finally:
+                self.router.end(number)
+                if not over:
+                    _abort(actor, name)
+
+    def score(self, prefix: str | Seq[Message], continuations: Seq[str], *, adapter: str = "") -> list[Score]:
+        named = {"adapter": adapter} if adapter else {}
+        asked = Request(prompt=prefix) if isinstance(prefix, str) else Request(tuple(prefix))
+        with suppress(InputError):
+            return self._call("score", prefix, continuations, digests=self._digests(asked), **named)
+        return self._call("score", prefix, continuations, **named)
+
+    def perplexity(self, texts: Seq[str], **named: Any) -> list[float]:
+        return self._call("perplexity", texts, **named)
+
+    def embed(self, texts: Seq[str], **named: Any) -> list[list[float]]:
+        return self._call("embed", texts, **named)
+
+    def _call(self, method: str, *arguments: Any, digests: Seq[Digest] = (), **named: Any) -> Any:
+        return self._again(lambda n: self._get(self._actors[n].call.remote(method, *arguments, **named)), digests)
+
+    def _get(self, ref: Any) -> Any:
+        """The value; an error of ours as it was raised there."""
+        try:
+            return self._ray.get(ref)
+        except self._ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, RiverrunError):
+                raise error.cause from None
+            raise
+
+    # ---- tokens and adapters -------------------------------------------------------------------------------------
+
+    def tokenize(self, request: Request) -> list[int]:
+        return self._texts.prompt(request)
+
+    def detokenize(self, ids: Seq[int]) -> str:
+        return self._texts.tokenizer.decode(ids, skip_special=False)
+
+    def piece(self, token: int) -> bytes:
+        return self._texts.piece(token)
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        return tuple(self._adapters)
+
+    def load_adapter(self, name: str, path: Path) -> None:
+        """Load it in every replica that lives; one that is started later has only those of the start."""
+        for number in self.live:
+            self._get(self._actors[number].call.remote("load_adapter", name, Path(path).absolute()))
+        self._adapters = (*self._adapters, name)
+
+    def unload_adapter(self, name: str) -> None:
+        for number in self.live:
+            self._get(self._actors[number].call.remote("unload_adapter", name))
+        self._adapters = tuple(each for each in self._adapters if each != name)
+
+    # ---- the end -------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """End all replicas; what still runs fails with a clear error."""
+        self._closed.set()
+        with self._changed:
+            self._changed.notify_all()
+        for actor in self._actors:
+            with suppress(Exception):
+                self._ray.kill(actor)
+        if self._owns:
+            self._ray.shutdown()
+
+    def __enter__(self) -> Fleet:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _start(ray: Any, address: str) -> None:
+    """Join a cluster, or be one of this machine alone; nothing is reported to anybody."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    given: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
+    if address:
+        given |= {"address": address}
+    else:
+        given |= {"address": "local", "object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": False}
+    try:
+        ray.init(**given)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise InputError(f"the Ray cluster {address or 'of this machine'} cannot be used: {error}") from None
+
+
+def _abort(actor: Any, name: str) -> None:
+    with suppress(Exception):
+        actor.abort.remote(name)
+
+
+def _told(error: BaseException) -> str:
+    """The last line of what Ray says."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()[:300]

@@ -1,0 +1,188 @@
+"""Several replicas: which one is chosen (property tests), and real processes of which one is killed under load."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from riverrun.base.errors import CapacityError, InputError, RiverrunError
+from riverrun.base.protocols import Abort, Request
+from riverrun.base.types import Message, SamplingParams
+from riverrun.serve.http.app import make_app
+from riverrun.serve.http.server import BackgroundServer
+from riverrun.serve.llm import LLM
+from riverrun.serve.routing import Router
+from tests.tiny_model import write_tiny
+
+PATIENCE = 120.0
+
+# ---- which replica ------------------------------------------------------------------------------------------------
+
+
+def digests(*numbers: int) -> list[bytes]:
+    """A chain of blocks, each named by all before it."""
+    return [bytes(numbers[: count + 1]) for count in range(len(numbers))]
+
+
+def test_requests_that_share_a_beginning_meet() -> None:
+    router = Router(3)
+    first = router.choose(digests(1, 2, 3), {0, 1, 2})
+    other = router.choose(digests(9, 2, 3), {0, 1, 2})
+    assert first != other, "the one with nothing to do gets what is new"
+    assert router.choose(digests(1, 2, 4), {0, 1, 2}) == first
+    assert router.choose(digests(9, 2), {0, 1, 2}) == other
+    assert (router.shared, router.asked) == (4, 11)
+    # too little in common: the one that has fewest requests
+    assert router.choose(digests(1, 5, 6, 7, 8), {0, 1, 2}) == 3 - first - other
+
+
+def test_a_replica_that_is_much_busier_gives_way_and_a_dead_one_is_forgotten() -> None:
+    router = Router(2, slack=1)
+    same = digests(1, 2)
+    assert [router.choose(same, {0, 1}) for _ in range(3)] == [0, 0, 1]
+    router.forget(1)
+    assert router.choose(same, {0}) == 0
+    router.end(0)
+    assert router.running == [2, 1]
+
+
+@given(st.lists(st.tuples(st.lists(st.integers(0, 2), max_size=5), st.booleans()), max_size=60), st.integers(1, 4))
+def test_loads_stay_near_one_another(asked: list[tuple[list[int], bool]], count: int) -> None:
+    router, running = Router(count, slack=2, kept=16), list[int]()
+    live = set(range(count))
+    for blocks, ends in asked:
+        if ends and running:
+            router.end(running.pop(0))
+        before = list(router.running)
+        chosen = router.choose(digests(*blocks), live)
+        assert chosen in live
+        assert before[chosen] <= min(before) + 2
+        running.append(chosen)
+        assert sum(router.running) == len(running)
+    assert len(router._homes) <= 16
+
+
+# ---- real processes -----------------------------------------------------------------------------------------------
+
+ray = pytest.importorskip("ray", reason="not run here: ray is not installed")
+
+from riverrun.serve.cluster import Fleet
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny(tmp_path_factory.mktemp("fleet"))
+
+
+@pytest.fixture(scope="module")
+def fleet(folder: Path) -> Iterator[Fleet]:
+    with Fleet(folder, replicas=3, name="tiny", dtype="float32", slots=4, context=256) as opened:
+        yield opened
+
+
+def asked(number: int, **params: object) -> Request:
+    return Request((Message.of("user", f"How much is book {number}?"),), params=SamplingParams(max_tokens=12, **params))
+
+
+def test_answers_are_those_of_one_model(fleet: Fleet, folder: Path) -> None:
+    requests = [asked(number) for number in range(7)]
+    with LLM(folder, dtype="float32", slots=4, context=256, name="tiny") as alone:
+        wanted = alone.generate(requests)
+        score, text = alone.score("How much", [" is it", " books"]), [*alone.stream(requests[0])]
+        vectors, perplexity = alone.embed(["a book"]), alone.perplexity(["How much is the book?"])
+    assert [done.raw for done in fleet.generate(requests)] == [done.raw for done in wanted]
+    assert "".join(delta.text for delta in fleet.stream(requests[0])) == "".join(delta.text for delta in text)
+    for own, other in zip(fleet.score("How much", [" is it", " books"]), score, strict=True):
+        assert own.logprobs == pytest.approx(other.logprobs, abs=1e-5)
+    assert fleet.embed(["a book"])[0] == pytest.approx(vectors[0], abs=1e-5)
+    assert fleet.perplexity(["How much is the book?"]) == pytest.approx(perplexity, rel=1e-5)
+    assert fleet.detokenize(fleet.tokenize(Request(prompt="a book"))) == "a book"
+    assert fleet.info.context_length == 256
+
+
+def test_errors_come_back_as_they_were(fleet: Fleet) -> None:
+    with pytest.raises(CapacityError, match="the context is 256"):
+        fleet.generate([Request(prompt="books " * 300)])
+    with pytest.raises(InputError, match="has no adapter 'nope'"):
+        fleet.generate([Request(prompt="x", adapter="nope")])
+    with pytest.raises(InputError, match="has no adapter 'nope'"):
+        list(fleet.stream(Request(prompt="x", adapter="nope")))
+    assert fleet.router.running == [0, 0, 0]
+
+
+def test_an_abort_reaches_the_replica(fleet: Fleet) -> None:
+    abort = Abort()
+    long = Request(prompt="The sea", params=SamplingParams(max_tokens=200, ignore_end=True), abort=abort)
+    stream = fleet.stream(long)
+    next(stream)
+    abort.set()
+    assert [delta.finish_reason for delta in stream][-1] == "abort"
+    stream = fleet.stream(Request(prompt="The sea", params=SamplingParams(max_tokens=200, ignore_end=True)))
+    next(stream)
+    stream.close()  # type: ignore[attr-defined]
+    assert fleet.router.running == [0, 0, 0]
+
+
+def pids(fleet: Fleet) -> list[int]:
+    return list(ray.get([actor.ping.remote() for actor in fleet._actors]))
+
+
+def test_one_of_three_is_killed_under_load(fleet: Fleet) -> None:
+    """Every request is answered, or says that the replica died; nothing hangs; the replica comes back."""
+    before, found, stop = pids(fleet), list[str](), threading.Event()
+    with BackgroundServer(make_app({"tiny": fleet})) as server:
+
+        def client(number: int) -> None:
+            count = 0
+            with httpx.Client(base_url=server.url, timeout=PATIENCE, trust_env=False) as http:
+                while not stop.is_set():
+                    count += 1
+                    body = {"model": "tiny", "prompt": f"The sea {number} {count}", "max_tokens": 16}
+                    if number % 2:
+                        answer = http.post("/v1/completions", json=body)
+                        found.append("answered" if answer.status_code == 200 else answer.text)
+                        continue
+                    with http.stream("POST", "/v1/completions", json=body | {"stream": True}) as events:
+                        lines = [line for line in events.iter_lines() if line]
+                        whole = events.status_code == 200 and lines[-1] == "data: [DONE]" and "error" not in lines[-2]
+                        found.append("answered" if whole else "".join(lines[-2:]))
+
+        threads = [threading.Thread(target=client, args=(number,)) for number in range(8)]
+        for thread in threads:
+            thread.start()
+        time.sleep(1.0)
+        os.kill(before[1], signal.SIGKILL)
+        deadline = time.monotonic() + PATIENCE
+        while fleet.live == (0, 1, 2) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        while fleet.live != (0, 1, 2) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(0.5)
+        stop.set()
+        for thread in threads:
+            thread.join(PATIENCE)
+        assert not any(thread.is_alive() for thread in threads)
+    failed = [text for text in found if text != "answered"]
+    assert all("died after" in text for text in failed), failed
+    assert found.count("answered") > 8
+    assert len(failed) <= 8, "at most what each client had under way"
+    assert fleet.live == (0, 1, 2)
+    after = pids(fleet)
+    assert after[1] != before[1]
+    assert (after[0], after[2]) == (before[0], before[2])
+
+
+def test_without_a_replica_it_says_so(folder: Path) -> None:
+    with pytest.raises(InputError, match="there cannot be 0 replicas"):
+        Fleet(folder, replicas=0)
+    with pytest.raises(RiverrunError):
+        Fleet(folder, replicas=1, dtype="float99")

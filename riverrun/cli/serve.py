@@ -11,7 +11,7 @@ from typing import Any
 
 from riverrun.base.errors import InputError, nearest
 from riverrun.base.memory import keep_freed_memory
-from riverrun.chain.stage import read_json
+from riverrun.chain.stage import Parts, read_json
 from riverrun.cli.target import open_target
 from riverrun.web.keys import KeyRing
 
@@ -41,6 +41,8 @@ class Serving:
     log: Path | None = None
     log_texts: bool = False
     drain: float = 30.0
+    replicas: int = 1
+    cluster: str = ""
 
     def __post_init__(self) -> None:
         if (self.tls[0] is None) != (self.tls[1] is None):
@@ -50,6 +52,8 @@ class Serving:
                 raise InputError(f"--{name} is {value:g} seconds: give 0 or more")
         if self.max_body_mb <= 0:
             raise InputError(f"--max-body-mb is {self.max_body_mb:g}: give more than 0")
+        if self.replicas < 1:
+            raise InputError(f"--replicas is {self.replicas}: give 1 or more")
         if self.log_texts and self.log is None:
             raise InputError("--log-texts needs --log FILE")
 
@@ -137,8 +141,12 @@ def serve_command(target: str, serving: Serving, options: dict[str, Any]) -> Non
         if each is not None:
             open_socket(address, each).close()
     keep_freed_memory()
+    parts = Parts()
+    if serving.replicas > 1 or serving.cluster:
+        parts = Parts(model="riverrun.serve.cluster:Fleet")
+        options = options | {"replicas": serving.replicas, "address": serving.cluster}
     with ExitStack() as stack:
-        opened = stack.enter_context(open_target(target, database=serving.database, options=options))
+        opened = stack.enter_context(open_target(target, database=serving.database, parts=parts, options=options))
         app = make_app(
             opened.models,
             api_keys=keys,

@@ -78,6 +78,12 @@ def serve(
     sessions: Annotated[
         Path | None, typer.Option(help="Folder into which clients may save sessions.", rich_help_panel=_MORE)
     ] = None,
+    replicas: Annotated[
+        int, typer.Option(help="Processes that each hold the model, kept apart by Ray.", rich_help_panel=_MORE)
+    ] = 1,
+    cluster: Annotated[
+        str, typer.Option(help="Address of a Ray cluster for them; this machine without one.", rich_help_panel=_MORE)
+    ] = "",
     grpc_port: Annotated[
         int | None, typer.Option(help="Speak gRPC too, on this port; 0 picks a free one.", rich_help_panel=_MORE)
     ] = None,
@@ -112,6 +118,8 @@ def serve(
             log=log,
             log_texts=log_texts,
             drain=drain,
+            replicas=replicas,
+            cluster=cluster,
         )
         options = model_options(
             context=context,

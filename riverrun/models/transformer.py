@@ -172,7 +172,7 @@ class CausalLM(nn.Module):
 
     @property
     def head(self) -> Tensor | Stored:
-        """What hidden states are multiplied by for logits: a tensor [V, E], or rows of few bits that are read in runs."""
+        """What hidden states are multiplied by for logits: a tensor [V, E], or rows of few bits read in runs."""
         name = "model.embed_tokens.weight" if self.config.tie_word_embeddings else "lm_head.weight"
         return self._tables.get(name, self.lm_head)
 

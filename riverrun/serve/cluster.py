@@ -73,8 +73,8 @@ class Replica:
     def stream(self, request: Request, name: str) -> Iterator[Delta]:
         abort = self._running[name] = Abort()
         try:
-            for delta in self.model.stream(replace(request, abort=abort)):
-                yield delta  # noqa: UP028 - Ray sends into the generator, which an iterator does not take
+            for delta in self.model.stream(replace(request, abort=abort)):  # noqa: UP028
+                yield delta
         finally:
             del self._running[name]
 
@@ -95,6 +95,8 @@ class Fleet:
         path: Path | str,
         *,
         replicas: int,
+        adapter: Path | None = None,
+        adapters: Mapping[str, Path] | None = None,
         name: str = "",
         threads: int = 0,
         address: str = "",
@@ -112,7 +114,9 @@ class Fleet:
         self._owns = not self._ray.is_initialized()
         if self._owns:
             _start(self._ray, address)
-        options |= {"name": shown, "threads": threads, "codec": codec}
+        named = {key: Path(folder).absolute() for key, folder in (adapters or {}).items()}
+        merged = adapter.absolute() if adapter else None
+        options |= {"name": shown, "threads": threads, "codec": codec, "adapter": merged, "adapters": named}
         cpus = threads if address else 0  # on this machine alone nothing is to be shared out
         self._actors = [self._actor(cpus).remote(str(Path(path).absolute()), options) for _ in range(replicas)]
         self.router = Router(replicas)
@@ -122,7 +126,8 @@ class Fleet:
         try:
             self._ray.get([actor.ping.remote() for actor in self._actors], timeout=START_SECONDS)
             self._live |= set(range(replicas))
-            self._info, self._adapters = self._ray.get(self._actors[0].info.remote())
+            found: tuple[ModelInfo, tuple[str, ...]] = self._ray.get(self._actors[0].info.remote())
+            self._info, self._adapters = found
         except self._ray.exceptions.RayError as error:
             self.close()
             raise RiverrunError(f"the replicas of {path} did not start: {_told(error)}") from None
@@ -269,26 +274,31 @@ class Fleet:
                 self._lost(number)
                 over = True
                 if pieces or not left:
-                    raise RiverrunError(f"the replica that wrote this answer died after {pieces} pieces: ask again") from None
+                    raise RiverrunError(
+                        f"the replica that wrote this answer died after {pieces} pieces: ask again"
+                    ) from None
             finally:
                 self.router.end(number)
                 if not over:
                     _abort(actor, name)
 
     def score(self, prefix: str | Seq[Message], continuations: Seq[str], *, adapter: str = "") -> list[Score]:
-        named = {"adapter": adapter} if adapter else {}
         asked = Request(prompt=prefix) if isinstance(prefix, str) else Request(tuple(prefix))
-        with suppress(InputError):
-            return self._call("score", prefix, continuations, digests=self._digests(asked), **named)
-        return self._call("score", prefix, continuations, **named)
+        digests: list[Digest] = []
+        with suppress(InputError):  # an empty prefix has none
+            digests = self._digests(replace(asked, adapter=adapter))
+        scores: list[Score] = self._call(digests, "score", prefix, continuations, adapter=adapter)
+        return scores
 
     def perplexity(self, texts: Seq[str], **named: Any) -> list[float]:
-        return self._call("perplexity", texts, **named)
+        found: list[float] = self._call((), "perplexity", texts, **named)
+        return found
 
     def embed(self, texts: Seq[str], **named: Any) -> list[list[float]]:
-        return self._call("embed", texts, **named)
+        vectors: list[list[float]] = self._call((), "embed", texts, **named)
+        return vectors
 
-    def _call(self, method: str, *arguments: Any, digests: Seq[Digest] = (), **named: Any) -> Any:
+    def _call(self, digests: Seq[Digest], method: str, *arguments: Any, **named: Any) -> Any:
         return self._again(lambda n: self._get(self._actors[n].call.remote(method, *arguments, **named)), digests)
 
     def _get(self, ref: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Which replica gets a request: the one that has computed most of its beginning, unless it is much busier than others."""
+"""Which replica gets a request: the one that has computed most of its beginning, unless it is much busier."""
 
 from __future__ import annotations
 

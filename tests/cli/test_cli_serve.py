@@ -130,6 +130,14 @@ def test_texts_are_logged_on_demand_and_the_page_is_there(folder: Path, tmp_path
     assert SECRET in log.read_text()
 
 
+def test_two_replicas(folder: Path) -> None:
+    pytest.importorskip("ray", reason="not run here: ray is not installed")
+    with served(str(folder), "--port", "0", "--replicas", "2", "--dtype", "float32", "--no-page") as line:
+        body = {"model": folder.name, "prompt": "The sea", "max_tokens": 4, "n": 3}
+        done = httpx.post(f"{line.split()[0]}/v1/completions", json=body, timeout=60)
+        assert len(done.json()["choices"]) == 3
+
+
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
@@ -154,6 +162,7 @@ def test_options_of_the_model_that_cannot_be(given: dict[str, object], sentence:
         ({"timeout": -1.0}, "--timeout is -1 seconds"),
         ({"max_body_mb": 0.0}, "--max-body-mb is 0"),
         ({"log_texts": True}, "--log-texts needs --log FILE"),
+        ({"replicas": 0}, "--replicas is 0"),
     ],
 )
 def test_options_of_the_server_that_cannot_be(given: dict[str, object], sentence: str) -> None:

@@ -75,7 +75,7 @@ def test_loads_stay_near_one_another(asked: list[tuple[list[int], bool]], count:
 
 ray = pytest.importorskip("ray", reason="not run here: ray is not installed")
 
-from riverrun.serve.cluster import Fleet
+from riverrun.serve.cluster import Fleet  # noqa: E402
 
 
 @pytest.fixture(scope="module")

@@ -39,11 +39,12 @@ ARROWS: dict[str, set[str]] = {
     "cli": EVERY | {"chain"},
 }
 TORCH = [
-    *("models/attention.py", "models/cache.py", "models/transformer.py", "models/vision.py", "models/lora.py"),
+    *("models/attention.py", "models/paged.py", "models/transformer.py", "models/vision.py", "models/lora.py"),
     *("models/rope.py", "models/merge.py", "models/convert.py", "models/io/layouts.py"),
     *("models/native.py", "models/kernels.py", "models/products.py", "models/stored.py", "models/qlora.py"),
+    *("models/few_bits.py", "models/shard.py"),
     *("models/io/hf.py", "models/io/adapter.py", "train/"),
-    *("serve/engines/torch.py", "serve/calibrate/"),
+    *("serve/engines/torch.py", "serve/engines/parallel.py", "serve/calibrate/"),
 ]
 """Files that may import torch at their top; a folder stands for all of its files."""
 TORCH_LATE = ["models/load.py", "serve/llm.py", "chain/quantizing.py"]
@@ -63,11 +64,20 @@ TORCH_FREE = [
     "train/objectives/config.py",
 ]
 """Files of the folders above that stay without."""
-EXTRAS_AT_TOP = ["serve/http/openai.py", "serve/http/streaming.py"]
+EXTRAS_AT_TOP = [f"serve/http/{name}.py" for name in ("desk", "more", "openai", "status", "streaming")]
 """Files beside those of TORCH that need an extra to be imported at all; others ask for it at construction."""
 
 FILE_LINES, FUNCTION_LINES = 600, 100
-IMPORT_NAMES = {"pyyaml": "yaml", "json-repair": "json_repair", "types-pyyaml": "yaml"}
+IMPORT_NAMES = {
+    "pyyaml": "yaml",
+    "json-repair": "json_repair",
+    "types-pyyaml": "yaml",
+    "prometheus-client": "prometheus_client",
+    "grpcio": "grpc",
+    "grpcio-health-checking": "grpc_health",
+    "grpcio-reflection": "grpc_reflection",
+    "protobuf": "google",
+}
 
 
 @dataclass(frozen=True)

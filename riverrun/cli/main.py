@@ -29,7 +29,6 @@ app = typer.Typer(
 hub_app = typer.Typer(
     help="Models and data sets: what there is, where it comes from, whether it is whole.", no_args_is_help=True
 )
-add_serving(app)
 app.add_typer(hub_app, name="hub")
 models_app = typer.Typer(help="Look into a model, convert it, fold an adapter in.", no_args_is_help=True)
 app.add_typer(models_app, name="models")
@@ -120,6 +119,9 @@ def ask(
         from riverrun.cli.ask import ask_command
 
         ask_command(target, questions, as_json, database)
+
+
+add_serving(app)
 
 
 @app.command()

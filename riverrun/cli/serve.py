@@ -74,6 +74,7 @@ def model_options(
     threads: int = 0,
     step_ms: float = 100.0,
     lookup: int = 0,
+    parallel: int = 1,
     waiting: int = 1024,
     adapters: Sequence[str] = (),
 ) -> dict[str, Any]:
@@ -92,6 +93,7 @@ def model_options(
         ("threads", threads, 0),
         ("step-ms", step_ms, 1),
         ("lookup", lookup, 0),
+        ("parallel", parallel, 1),
         ("waiting", waiting, 0),
     )
     for name, number, bound in least:
@@ -111,6 +113,7 @@ def model_options(
         "weights": weights,
         "step_seconds": step_ms / 1000,
         "lookup": lookup,
+        "parallel": parallel,
         "waiting": waiting,
         "adapters": named,
     }

@@ -8,6 +8,7 @@ is kept as it is and the adapter is added when the weights are loaded. Opening r
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +29,15 @@ if TYPE_CHECKING:
 
     from riverrun.models.transformer import CausalLM
 
-__all__ = ["Checkpoint", "load_checkpoint", "load_config", "load_model", "quantization_of", "save_companions"]
+__all__ = [
+    "Checkpoint",
+    "checkpoint_weights",
+    "load_checkpoint",
+    "load_config",
+    "load_model",
+    "quantization_of",
+    "save_companions",
+]
 
 BUNDLE = "bundle.json"
 
@@ -178,6 +187,36 @@ def save_companions(checkpoint: Checkpoint, folder: Path) -> None:
     write_json(folder / "tokenizer_config.json", settings)
 
 
+def checkpoint_weights(
+    checkpoint: Checkpoint, *, fold: bool = True, mapped: bool = False
+) -> Iterator[tuple[str, Tensor]]:
+    """(name, tensor) one at a time, an adapter folded in (added in float32); `mapped` as in `load_model`."""
+    import torch
+
+    from riverrun.models.transformer import CausalLM
+
+    updates = {}
+    if checkpoint.adapter and fold:
+        from riverrun.models.io.adapter import load_adapter
+
+        shape = CausalLM(checkpoint.config, torch.float32, empty=True)
+        load_adapter(shape, checkpoint.adapter)
+        updates = shape.take_adapters()
+    weights: Iterable[tuple[str, Tensor]]
+    if checkpoint.gguf:
+        weights = ((name, torch.from_numpy(values)) for name, values in checkpoint.gguf.weights(checkpoint.config))
+    else:
+        from riverrun.models.io.hf import Weights, read_weights
+
+        if mapped and not checkpoint.quantization:
+            stored = Weights(checkpoint.path, checkpoint.config)
+            weights = ((name, stored.mapped(name)) for name in stored)
+        else:
+            weights = read_weights(checkpoint.path, checkpoint.quantization, checkpoint.config)
+    for name, tensor in weights:
+        yield name, tensor.float() + updates[name].delta() if name in updates else tensor
+
+
 def load_model(checkpoint: Checkpoint, dtype: torch.dtype, *, fold: bool = True, mapped: bool = False) -> CausalLM:
     """The weights in memory; an adapter is folded in (added in float32, rounded once) or kept beside (fold=False).
 
@@ -192,27 +231,11 @@ def load_model(checkpoint: Checkpoint, dtype: torch.dtype, *, fold: bool = True,
     assert fold or not mapped, "an adapter beside mapped weights is folded in"
     plain = not (checkpoint.gguf or checkpoint.quantization)
     model = CausalLM(checkpoint.config, dtype, empty=mapped and plain)
-    if checkpoint.adapter:
+    if checkpoint.adapter and not fold:
         from riverrun.models.io.adapter import load_adapter
 
         load_adapter(model, checkpoint.adapter)
-    updates = model.take_adapters() if fold else {}
-    weights: Iterable[tuple[str, Tensor]]
-    if checkpoint.gguf:
-        arrays = checkpoint.gguf.weights(checkpoint.config)
-        weights = ((name, torch.from_numpy(values)) for name, values in arrays)
-    else:
-        from riverrun.models.io.hf import Weights, read_weights
-
-        if mapped and plain:
-            stored = Weights(checkpoint.path, checkpoint.config)
-            weights = ((name, stored.mapped(name)) for name in stored)
-        else:
-            weights = read_weights(checkpoint.path, checkpoint.quantization, checkpoint.config)
-    if updates:
-        weights = (
-            (name, tensor.float() + updates[name].delta() if name in updates else tensor) for name, tensor in weights
-        )
+    weights = checkpoint_weights(checkpoint, fold=fold, mapped=mapped)
     with torch.no_grad():
         model.load(weights, str(checkpoint.path))
     model.refresh()

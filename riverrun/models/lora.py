@@ -12,7 +12,7 @@ Projections that read the same input are one matrix here (q, k, v; gate, up); ea
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, cast
 
 import torch
@@ -121,6 +121,8 @@ class FusedLinear(nn.Module):
         self._stored: dict[str, Stored] = {}
         self._served: dict[str, list[tuple[slice, Tensor, Tensor]]] = {}
         self.routes: Routes | None = None
+        self.add_up: Callable[[Tensor], Tensor] | None = None
+        """Where the weight is one part of its columns: makes the whole product of this one and the others'."""
 
     def serve(self, name: str, adapters: Mapping[str, Adapter]) -> None:
         """Add these adapters (by part) for the rows that `routes` sends to `name`; none takes them away."""
@@ -207,7 +209,7 @@ class FusedLinear(nn.Module):
                 chosen = x[rows]
                 for part, a, b in self._served.get(name, ()):
                     out[rows, part] += linear(linear(chosen, a), b)
-        return out
+        return out if self.add_up is None else self.add_up(out)
 
     def _product(self, x: Tensor) -> Tensor:
         if self._packed:

@@ -38,7 +38,7 @@ from riverrun.serve.metrics import Metrics
 from riverrun.serve.pace import Pace
 from riverrun.serve.request import Sequence, Wanted
 from riverrun.serve.sampler import Sampler
-from riverrun.serve.sessions import Session, SessionTable
+from riverrun.serve.sessions import Keep, Session, SessionTable
 from riverrun.serve.stream import TextStream
 from riverrun.serve.text import Texts
 from riverrun.wire.codec import get_codec
@@ -48,7 +48,6 @@ __all__ = ["LLM"]
 CACHE_SHARE = 0.25
 """Of the free memory, for keys and values, unless `cache_gb` says how much."""
 Pooling = Literal["mean", "last"]
-Keep = Callable[[Sequence], None]
 
 
 class LLM:
@@ -71,6 +70,7 @@ class LLM:
         waiting: int = 0,
         step_seconds: float = 0.1,
         lookup: int = 0,
+        parallel: int = 1,
         codec: str = "hermes",
         engine: Engine | None = None,
         observer: Observer | None = None,
@@ -82,7 +82,7 @@ class LLM:
         `weights` of few bits: laid out in `dtype` (full), or as they are (stored). `step_seconds`:
         a prompt is computed in pieces so small that running answers wait about so long for their next token.
         `lookup`: tokens that are guessed from what was said before and verified in one step (0: none).
-        `engine` replaces the torch engine.
+        `parallel`: processes of this machine that each hold a part of every layer. `engine` replaces the torch engine.
         """
         self._opened = load_checkpoint(Path(path), adapter=adapter)
         longest = self._opened.config.longest
@@ -107,6 +107,11 @@ class LLM:
             from riverrun.serve.engines.torch import TorchEngine
 
             room = partial(self._cache_tokens, slots, cache_gb)
+            if parallel > 1:
+                from riverrun.serve.engines.parallel import ParallelEngine
+
+                how: dict[str, Any] = {"tokens": room, "threads": threads, "dtype": dtype, "kv": kv}
+                return ParallelEngine.start(self._opened, parallel, **how)
             return TorchEngine.open(self._opened, tokens=room, threads=threads, dtype=dtype, kv=kv, weights=weights)
 
         self._loop = Loop(

@@ -165,6 +165,7 @@ class Loop:
             sequence.fail(gone)
         for _, future in self._jobs:
             future.set_exception(gone)
+        self._engine.close()
         del self._engine  # weights and cache go with the last answer, not with the last reference to this object
 
     def _wait(self) -> bool:

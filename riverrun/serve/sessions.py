@@ -10,28 +10,41 @@ import json
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Seq
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from riverrun.base.artifacts import atomic_file
 from riverrun.base.errors import BusyError, InputError, IntegrityError
 from riverrun.base.optional import require
-from riverrun.base.protocols import Completion, Delta, Request
+from riverrun.base.protocols import Completion, Delta, ModelInfo, Request
 from riverrun.base.types import Message, SamplingParams, ToolCall
 from riverrun.serve.blocks import Digest, chain
+from riverrun.serve.loop import Loop
 from riverrun.serve.request import Sequence
-
-if TYPE_CHECKING:
-    from riverrun.serve.llm import LLM
 
 __all__ = ["Session", "SessionTable"]
 
+Keep = Callable[[Sequence], None]
 PINNED_SHARE = 0.5
 """Of all blocks that sessions may hold; the session that was unused for longest then lets its blocks go."""
+
+
+class Talker(Protocol):
+    """What a table of sessions asks of its model (`serve.llm.LLM`)."""
+
+    @property
+    def info(self) -> ModelInfo: ...
+
+    @property
+    def loop(self) -> Loop: ...
+
+    def generate(self, requests: Seq[Request], *, keep: Keep | None = None) -> list[Completion]: ...
+
+    def stream(self, request: Request, *, keep: Keep | None = None) -> Iterator[Delta]: ...
 
 
 @dataclass
@@ -119,7 +132,7 @@ class Session:
 class SessionTable:
     """The sessions of one model by name. `seconds` unused, and a session is closed."""
 
-    def __init__(self, llm: LLM, *, seconds: float = 3600.0, most: int = 1000) -> None:
+    def __init__(self, llm: Talker, *, seconds: float = 3600.0, most: int = 1000) -> None:
         self.llm, self.seconds, self.most = llm, seconds, most
         self._sessions: dict[str, Session] = {}
         self._lock = threading.Lock()

@@ -164,6 +164,9 @@ class TorchEngine:
         for _, matrix in self.model.linears():
             matrix.serve(name, {})
 
+    def close(self) -> None:
+        """Nothing of it outlives this object."""
+
 
 def _plain(x: Tensor) -> NDArray[Any]:
     """As numbers that numpy and safetensors know: bfloat16 as its bits."""

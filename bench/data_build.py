@@ -38,7 +38,7 @@ from bench.parts.machine import machine
 __all__ = ["SETTINGS", "fair_problems", "main", "rows_of", "write_rows"]
 
 OURS, DEFAULT = "riverrun", "datasets.map + TRL, default"
-MAX_TOKENS = 1024
+MAX_TOKENS, MOST_WORDS = 1024, 640
 ROWS, QUICK_ROWS = 1_000_000, 30_000
 LEAST, MOST_MB = 3.0, 300.0
 Answer = Mapping[str, Any]
@@ -57,7 +57,8 @@ SETTINGS = _settings()
 
 
 def write_rows(path: Path, count: int, model: Path, seed: int = 0) -> Path:
-    """Conversations of one or two turns; about 150 tokens each, log-normal with sigma 0.7."""
+    """Conversations of one or two turns; about 150 tokens each, log-normal with sigma 0.7, none above `MAX_TOKENS`
+    (the peer would cut those, and ours drops them)."""
     if path.is_file():
         return path
     rng, vocabulary = random.Random(seed), _vocabulary(model)
@@ -68,9 +69,12 @@ def write_rows(path: Path, count: int, model: Path, seed: int = 0) -> Path:
             messages = []
             if number % 3 == 0:
                 messages.append({"role": "system", "content": "You answer questions about the market."})
+            left = MOST_WORDS
             for _ in range(1 if number % 4 else 2):
-                messages.append({"role": "user", "content": _text(rng, 2.8, vocabulary)})
-                messages.append({"role": "assistant", "content": _text(rng, 3.7, vocabulary)})
+                for role, middle_words in (("user", 2.8), ("assistant", 3.7)):
+                    content = _text(rng, middle_words, vocabulary, left)
+                    left -= content.count(" ") + 1
+                    messages.append({"role": role, "content": content})
             handle.write(json.dumps({"messages": messages}) + "\n")
     partial_path.rename(path)
     return path
@@ -87,9 +91,9 @@ def _vocabulary(model: Path) -> tuple[list[str], list[float]]:
     return words, list(accumulate(1 / (rank + 3) for rank in range(len(words))))
 
 
-def _text(rng: random.Random, middle_words: float, vocabulary: tuple[list[str], list[float]]) -> str:
+def _text(rng: random.Random, middle_words: float, vocabulary: tuple[list[str], list[float]], most: int) -> str:
     """Every twelfth word is two words joined: seldom seen twice, so that a table of words gets off no lighter here."""
-    count = max(2, min(400, int(rng.lognormvariate(middle_words, 0.7))))
+    count = max(2, min(400, most, int(rng.lognormvariate(middle_words, 0.7))))
     words = rng.choices(vocabulary[0], cum_weights=vocabulary[1], k=count)
     for place in range(0, count, 12):
         words[place] = rng.choice(vocabulary[0]) + rng.choice(vocabulary[0]).lower()
@@ -173,7 +177,7 @@ def main() -> int:
     model = Store().fetch(get_card("smollm2-135m-instruct"))
     count = given.rest.rows or (QUICK_ROWS if given.quick else ROWS)
     say(f"{count} rows ...")
-    rows = write_rows(home() / "data_build" / f"rows-{count}.jsonl", count, model)
+    rows = write_rows(home() / "data_build" / f"rows-{count}-{MOST_WORDS}.jsonl", count, model)
     everyone: dict[str, Callable[[], Answer]] = {OURS: partial(_ours, model, rows, given.rest.workers)}
     if "trl" in given.peers:
         python, tokenizer = peer_python("trl"), _tokenizer_folder(model)

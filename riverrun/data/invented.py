@@ -257,7 +257,9 @@ def _column(
     values = []
     for name in names:
         value = deck.draw()
-        values.append(deck.draw() if value == name else value)  # nobody teaches themselves
+        while value == name:  # nobody teaches themselves; a new deck may begin with the same name
+            value = deck.draw()
+        values.append(value)
     return _Column(relation, tuple(values), frozenset(values if isinstance(about.value, tuple) else pool))
 
 

@@ -6,6 +6,7 @@ settings. It ends when its input does, so that it does not outlive who started i
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import struct
@@ -130,6 +131,8 @@ def main() -> None:
     template = ChatTemplate(head["template"], **words) if head["template"] else None
     encoder = RowEncoder(tokenizer, template, build_config(EncodeConfig, head["config"]))
     del start, head
+    gc.freeze()
+    gc.set_threshold(100_000, 50, 100)  # a chunk's rows are many objects and no circles: looking costs a tenth
     while (frame := _receive(given)) is not None:
         _send(answers, {}, encode_chunk(_chunk(*frame), encoder).to_bytes())
 

@@ -81,7 +81,8 @@ class BulkEncoder:
         """Ids and turns of each conversation without tools, or why it has none."""
         out: list[Turns | InputError | None] = [None] * len(talks)
         plans: list[tuple[int, _Shape, list[tuple[str, int, str]]]] = []
-        texts: dict[str, list[int]] = {}
+        plain: dict[str, list[int]] = {}
+        by_word: dict[str, list[int]] = {}
         heads: dict[tuple[str, int], tuple[list[int], int]] = {}
         for number, talk in enumerate(talks):
             if (plan := self._plan(talk)) is None:
@@ -92,34 +93,32 @@ class BulkEncoder:
             for piece in shape.pieces:
                 if piece.parts:
                     text = "".join(p if isinstance(p, str) else _TRIM[p[1]](contents[p[0]]) for p in piece.parts)
-                    place = _offset(piece, contents) if piece.begins >= 0 else 0
-                    head, rest = self._cut(text, place) if piece.begins >= 0 else ("", text)
-                    filled.append((head, place, rest))
-                    if head:
+                    takes, place, head = self.words.takes(text), 0, ""
+                    if piece.begins >= 0:
+                        place = _offset(piece, contents)
+                        head, text = _cut(text, place, takes)
                         heads[head, place] = ([], 0)
-                    texts[rest] = []
+                    filled.append((head, place, text))
+                    (by_word if takes else plain)[text] = []
             plans.append((number, shape, filled))
         try:
-            self._encode(texts, heads)
+            self._encode(plain, by_word, heads)
         except InputError:  # one of them is no text: each for itself, and that one is told
             return [self._alone(talk) for talk in talks]
+        texts = plain | by_word
         for number, shape, filled in plans:
             out[number] = _fill(shape, filled, texts, heads)
         return [each for each in out if each is not None]
 
-    def _cut(self, text: str, place: int) -> tuple[str, str]:
-        """The words up to that of a place, and the rest; all of it where words cannot be told."""
-        space = text.find(" ", place + 1) if self.words.takes(text) else -1
-        return (text[:space], text[space:]) if space > 0 else (text, "")
-
-    def _encode(self, texts: dict[str, list[int]], heads: dict[tuple[str, int], tuple[list[int], int]]) -> None:
+    def _encode(
+        self,
+        plain: dict[str, list[int]],
+        by_word: dict[str, list[int]],
+        heads: dict[tuple[str, int], tuple[list[int], int]],
+    ) -> None:
         """Fill in ids of texts, and ids and token of a place of heads."""
-        plain: list[str] = []
-        by_word: list[str] = []
-        for text in texts:
-            (by_word if self.words.takes(text) else plain).append(text)
-        texts |= zip(plain, (each.ids for each in self.tokenizer.encode_many(plain)), strict=True)
-        texts |= zip(by_word, self.words.encode(by_word), strict=True)
+        plain |= zip(plain, [each.ids for each in self.tokenizer.encode_many(list(plain))], strict=True)
+        by_word |= zip(by_word, self.words.encode(list(by_word)), strict=True)
         if len(self._begun) > MAX_BEGUN:
             self._begun.clear()
         new = [key for key in heads if key not in self._begun]
@@ -283,6 +282,12 @@ def _fill(
         if piece.ends >= 0:
             lasts[piece.ends] = len(ids)
     return ids, list(zip(firsts, lasts, strict=True))
+
+
+def _cut(text: str, place: int, takes: bool) -> tuple[str, str]:
+    """The words up to that of a place, and the rest; all of it where words cannot be told."""
+    space = text.find(" ", place + 1) if takes else -1
+    return (text[:space], text[space:]) if space > 0 else (text, "")
 
 
 def _offset(piece: _Piece, contents: Sequence[str]) -> int:

@@ -12,7 +12,7 @@ import re
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate, pairwise, product
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -66,19 +66,21 @@ class _Table:
         self._before: dict[str, bytes] = {}
 
     def ids(self, words: list[str]) -> list[bytes]:
-        missing = set(words).difference(self._late)
+        found = list(map(self._late.get, words))
+        places = [place for place, ids in enumerate(found) if ids is None]
+        missing = {words[place] for place in places}
         if len(self._late) + len(missing) > KEPT:
             self._late, self._before = {}, self._late
-            missing = set(words)
         again = missing & self._before.keys()
         self._late |= {word: self._before[word] for word in again}
         missing -= again
         self._late |= zip(missing, self._encode([*missing]), strict=True)
-        out = list(map(self._late.__getitem__, words))
+        for place in places:
+            found[place] = self._late[words[place]]
         for word in missing:
             if len(word) > LONGEST:
                 del self._late[word]
-        return out
+        return cast(list[bytes], found)
 
 
 class Words:

@@ -108,8 +108,10 @@ def _step(shape: ModelShape, setup: Setup, c: float) -> int:
 def _slack(shape: ModelShape, batch: Batch, setup: Setup, moving: int, weights: Sequence[Item]) -> Item:
     """Scratch of libraries, and holes of the heap."""
     table = read_values("training", "coefficients")
-    slack = table["slack_bytes"] + table["slack_share"] * moving
-    how = f"{table['slack_bytes'] / 1e6:.0f} MB + {table['slack_share']:g} of activations"
+    kind = "qlora_slack" if setup.method == "qlora" else "slack"
+    constant, share = table[f"{kind}_bytes"], table[f"{kind}_share"]
+    slack = constant + share * moving
+    how = f"{constant / 1e6:.0f} MB + {share:g} of activations"
     if setup.method == "lora":
         slack += table["merged_holes"] * sum(item.bytes for item in weights if item.name == "merged")
         how += f" + {table['merged_holes']:g} x merged"

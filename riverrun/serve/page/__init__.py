@@ -22,8 +22,7 @@ def monitor_page(title: str = "riverrun") -> str:
 
 
 def _page(name: str, title: str, subtitle: Both) -> str:
-    html, css, js = (
-        Path(__file__).with_name(f"{name}.{kind}").read_text(encoding="utf-8") for kind in ("html", "css", "js")
-    )
+    files = (f"{name}.html", f"{name}.css", "dom.js", f"{name}.js")
+    html, css, *scripts = (Path(__file__).with_name(each).read_text(encoding="utf-8") for each in files)
     layout: Literal["app", "document"] = "app" if name == "chat" else "document"
-    return page(title, Markup(html), subtitle=subtitle, style=css, script=js, layout=layout)
+    return page(title, Markup(html), subtitle=subtitle, style=css, script="\n".join(scripts), layout=layout)

@@ -1,28 +1,14 @@
 (() => {
   "use strict";
   const $ = (id) => document.getElementById(id);
+  const { make, both } = dom;
   const log = $("log"), input = $("input"), model = $("model"), key = $("key");
   let turns = [];          // {role, text, thought, steps, calls, figures}, as shown and kept
   let chat = newId();      // the conversation's name among those kept
   let running = null;      // the AbortController of the answer under way
   let before = null;       // {turns, text}: what an edit has taken away
 
-  // ---- small helpers: everything shown is set as text, never as HTML
-  function make(tag, className, ...children) {
-    const node = document.createElement(tag);
-    if (className) node.className = className;
-    node.append(...children);
-    return node;
-  }
-  function both(en, zh) {
-    const span = make("span");
-    for (const [lang, text] of [["en", en], ["zh", zh]]) {
-      const part = make("span", "", text);
-      part.lang = lang;
-      span.append(part);
-    }
-    return span;
-  }
+  // ---- small helpers
   function scrolling(change) {
     const atEnd = log.scrollHeight - log.scrollTop - log.clientHeight < 60;
     change();

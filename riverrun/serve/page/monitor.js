@@ -3,23 +3,9 @@
   const EVERY = 1000, KEPT = 300;   // milliseconds, points
   const WIDTH = 480, HEIGHT = 150, LEFT = 44, BOTTOM = 18;
   const $ = (id) => document.getElementById(id);
+  const { make, both } = dom;
   const models = new Map();         // name -> {section, tiles, charts, points}
 
-  function make(tag, className, ...children) {
-    const node = document.createElement(tag);
-    if (className) node.className = className;
-    node.append(...children);
-    return node;
-  }
-  function both(en, zh) {
-    const span = make("span");
-    for (const [lang, text] of [["en", en], ["zh", zh]]) {
-      const part = make("span", "", text);
-      part.lang = lang;
-      span.append(part);
-    }
-    return span;
-  }
   function svg(tag, attributes, ...children) {
     const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
     for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);

@@ -23,7 +23,7 @@ from typing import Any, Literal
 import numpy as np
 
 from riverrun.base.artifacts import digest_file
-from riverrun.base.errors import CapacityError, InputError, RiverrunError, nearest
+from riverrun.base.errors import CapacityError, InputError, RiverrunError, UnsupportedError, nearest
 from riverrun.base.memory import free_memory
 from riverrun.base.optional import require
 from riverrun.base.protocols import Completion, Delta, ModelInfo, Request, Score
@@ -84,6 +84,8 @@ class LLM:
         `lookup`: tokens that are guessed from what was said before and verified in one step (0: none).
         `parallel`: processes of this machine that each hold a part of every layer. `engine` replaces the torch engine.
         """
+        if parallel > 1 and weights == "stored":
+            raise UnsupportedError("weights are laid out in full in several processes: leave out stored, or parallel")
         self._opened = load_checkpoint(Path(path), adapter=adapter)
         longest = self._opened.config.longest
         if longest is not None and context > longest:

@@ -46,6 +46,8 @@ def test_two_processes_say_what_one_says(model: LLM, folder: Path) -> None:
 def test_what_several_processes_do_not_do_is_said(model: LLM, folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match="adapters are not served by name"):
         model.load_adapter("a", tmp_path)
+    with pytest.raises(UnsupportedError, match="laid out in full in several processes"):
+        LLM(folder, parallel=2, weights="stored")
     with pytest.raises(InputError, match="3 processes do not divide"):
         LLM(folder, dtype="float32", parallel=3)
 

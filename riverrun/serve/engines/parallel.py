@@ -70,7 +70,7 @@ class ParallelEngine(TorchEngine):
             subprocess.Popen(
                 [sys.executable, "-m", "riverrun.serve.engines.parallel", json.dumps(job | {"rank": rank})],
                 env=os.environ | {"PYTHONPATH": path},
-                stdin=subprocess.PIPE,
+                stdin=subprocess.DEVNULL,
             )
             for rank in range(1, size)
         ]
@@ -114,8 +114,6 @@ class ParallelEngine(TorchEngine):
         for process in self.others:
             process.kill()
             process.wait()
-            if process.stdin:
-                process.stdin.close()
         self.others = ()
 
 

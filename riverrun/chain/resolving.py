@@ -17,6 +17,7 @@ from riverrun.models.config import ModelConfig
 from riverrun.plan.flow import Choice, Method, Plan, Work, choose
 from riverrun.plan.hardware import Hardware
 from riverrun.plan.shape import LINEARS
+from riverrun.plan.tables import read_values
 from riverrun.plan.training import TrainMethod
 from riverrun.train.recipe import TrainConfig
 
@@ -30,13 +31,14 @@ SPARE = 0.9
 
 @dataclass(frozen=True, slots=True)
 class Volume:
-    """What is trained on: tokens and label tokens of the whole run, mean and longest row, optimizer steps."""
+    """What is trained on: tokens and label tokens of the whole run, mean and longest row, optimizer steps, rows."""
 
     tokens: int
     label_tokens: int
     length: int
     longest: int
     steps: int
+    rows: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,8 @@ def as_it_began(config: TrainConfig, out: Path) -> TrainConfig:
     if not file.is_file():
         return config
     before = load_yaml(file)
+    if _rate_is_open(config) and "learning_rate" in before.get("optimizer", {}):
+        config = _with_rate(config, before["optimizer"]["learning_rate"])
     for section, keys in _OPEN.items():
         own = getattr(config, section)
         stored = before.get(section) or {}
@@ -65,6 +69,15 @@ def as_it_began(config: TrainConfig, out: Path) -> TrainConfig:
 def is_open(config: TrainConfig) -> bool:
     """Whether the recipe leaves something to the memory."""
     return any(getattr(getattr(config, section), key) == "auto" for section, keys in _OPEN.items() for key in keys)
+
+
+def _rate_is_open(config: TrainConfig) -> bool:
+    """The rate follows the method where neither is stated: what suits adapters destroys a model."""
+    return config.method.name == "auto" and "learning_rate" not in config.optimizer.model_fields_set
+
+
+def _with_rate(config: TrainConfig, rate: float) -> TrainConfig:
+    return config.model_copy(update={"optimizer": config.optimizer.model_copy(update={"learning_rate": rate})})
 
 
 _OPEN = {"method": ("name", "rank"), "batch": ("micro_tokens", "recompute")}
@@ -102,6 +115,7 @@ def count_volume(config: TrainConfig, opened: Any) -> Volume:
         length=max(1, sum(lengths) // len(lengths)),
         longest=max(lengths),
         steps=max(1, every // config.batch.global_tokens),
+        rows=len(lengths) if config.objective == "sft" else 0,
     )
 
 
@@ -127,6 +141,7 @@ def resolve(
         recompute=None if again == "auto" else config.batch.recompute_share,
         optimizer=config.optimizer.name,
         master=config.optimizer.master,
+        rows=volume.rows,
     )
     named = config.method.name
     if config.model.new and named == "auto":
@@ -135,7 +150,11 @@ def resolve(
     plan = choose(
         shape, hardware, work, method=cast(Choice, named), offered=cast(Any, offered), available_bytes=available
     )
-    return ResolvedRecipe(_with(config, plan.method()), _notes(config, plan), plan)
+    made, notes = _with(config, plan.method()), _notes(config, plan)
+    if plan.chosen == "full" and _rate_is_open(config) and not config.model.new:
+        made = _with_rate(made, read_values("training", "choices")["full_rate"])
+        notes += (f"optimizer.learning_rate {made.optimizer.learning_rate:g}: what all weights bear",)
+    return ResolvedRecipe(made, notes, plan)
 
 
 def _with(config: TrainConfig, chosen: Method) -> TrainConfig:

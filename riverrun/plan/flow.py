@@ -1,9 +1,9 @@
 """Which way of training to take on this memory, with what settings, and why. Refuses when none fits.
 
 The order under `auto`: none when the untuned model meets the bar already; full fine-tuning when it fits and there are
-as many label tokens as weights (below that it gains little over LoRA and forgets more, arXiv:2405.09673); else LoRA;
-else QLoRA. Within a method the settings of `_settings` are tried from the fastest to the smallest, so that with more
-memory neither micro-batch nor rank ever becomes smaller.
+as many rows as the tuning study wants for it, or as many label tokens as weights (below that it gains little over
+LoRA and forgets more, arXiv:2405.09673); else LoRA; else QLoRA. Within a method the settings of `_settings` are tried
+from the fastest to the smallest, so that with more memory neither micro-batch nor rank ever becomes smaller.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from riverrun.plan.memory import Estimate, inference_memory
 from riverrun.plan.shape import LINEARS, ModelShape, lora_parameters, parameters
 from riverrun.plan.tables import read_values
 from riverrun.plan.training import Batch, Setup, TrainMethod, training_memory
+from riverrun.plan.tuning import advise, threshold
 
 __all__ = ["Choice", "Method", "Plan", "Work", "choose", "wanted_rank"]
 
@@ -29,6 +30,7 @@ Choice = Literal["auto", "full", "lora", "qlora", "none"]
 class Work:
     """The training to plan for. tokens: all that are computed, over all epochs. length: mean tokens of a document.
 
+    rows: different documents, 0 where that is not known; then the tuning study is not asked.
     micro_tokens: the largest micro-batch; smaller ones are tried down to `least_tokens`. rank 0 and recompute None are
     chosen. dtype: of weights and activations; compute: the operands' type for the rate. global_tokens: of a step (0:
     one micro-batch).
@@ -49,6 +51,7 @@ class Work:
     optimizer: str = "adamw"
     master: bool = True
     native: bool = True
+    rows: int = 0
 
     def __post_init__(self) -> None:
         if self.tokens < 1 or not 0 <= self.label_tokens <= self.tokens:
@@ -136,24 +139,34 @@ def choose(
         return Plan(methods, method, f"asked for; {asked.reason}", available)
     if score is not None and bar is not None and score >= bar:
         return Plan(methods, "none", f"the untuned model scores {score:.3g}, the bar is {bar:.3g}", available)
-    enough = work.label_tokens >= parameters(shape)
-    few = f"{work.label_tokens} label tokens for {parameters(shape)} weights"
-    why = ""
+    enough, data = _enough(shape, work)
+    reasons: list[str] = []
     for name, way in ways.items():
-        if name == "full" and not enough:
-            why = few if way.fits else way.reason
-        elif way.fits:
-            why = f"{few} are enough to train them all" if name == "full" else why
-            return Plan(methods, name, f"{why}; {way.reason}" if why else way.reason, available)
-        else:
-            why = f"{why}; {way.reason}" if why and name != "full" else way.reason
+        if way.fits and (name != "full" or enough):
+            reasons += [data] if name == "full" else []
+            return Plan(methods, name, "; ".join([*reasons, way.reason]), available)
+        reasons.append(data if way.fits else way.reason)
     raise CapacityError(_too_large(list(ways.values()), (), available, bar, score))
 
 
+def _enough(shape: ModelShape, work: Work) -> tuple[bool, str]:
+    """Whether there is data enough to train all weights, and why; few rows are told of."""
+    tokens = f"{work.label_tokens} label tokens for {parameters(shape)} weights"
+    if work.label_tokens >= parameters(shape):
+        return True, f"{tokens} are enough to train them all"
+    if not work.rows or threshold("tuning_from_rows") is None:
+        return False, tokens
+    advice = advise(work.rows)
+    return advice.method == "full", f"{tokens}; {advice.why}"
+
+
 def wanted_rank(shape: ModelShape, label_tokens: int, targets: Sequence[str] = LINEARS) -> tuple[int, str]:
-    """The rank for so many label tokens, and why: as many adapter weights as tokens, within the table's bounds."""
+    """The rank for so many label tokens, and why: as many adapter weights as tokens, within the table's bounds.
+
+    None is taken above the one that the tuning study found enough.
+    """
     table = read_values("training", "choices")
-    least, most = int(table["least_rank"]), int(table["most_rank"])
+    least, most = int(table["least_rank"]), int(threshold("enough_rank") or table["most_rank"])
     rank = least
     while rank < most and lora_parameters(shape, 2 * rank, targets) <= label_tokens:
         rank *= 2

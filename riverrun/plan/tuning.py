@@ -12,7 +12,7 @@ from typing import Literal
 from riverrun.base.errors import InputError
 from riverrun.plan.tables import read_table
 
-__all__ = ["Advice", "advise"]
+__all__ = ["Advice", "advise", "threshold"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +22,12 @@ class Advice:
     method: Literal["prompt", "lora", "full"]
     rank: int
     why: str
+
+
+def threshold(name: str) -> float | None:
+    """A figure of the study, None where it showed none."""
+    table = read_table("tuning", "thresholds")
+    return float(table[name]["value"]) if name in table else None
 
 
 def advise(rows: int) -> Advice:
@@ -35,13 +41,10 @@ def advise(rows: int) -> Advice:
             "tuning.yaml there"
         )
 
-    def value(name: str) -> float | None:
-        return float(table[name]["value"]) if name in table else None
-
     def why(name: str) -> str:
         return str(table[name]["source"])
 
-    tuning, full = value("tuning_from_rows"), value("full_from_rows")
+    tuning, full = threshold("tuning_from_rows"), threshold("full_from_rows")
     if tuning is None:
         return Advice("prompt", 0, "no training was shown to be better than examples in the prompt")
     if rows < tuning:
@@ -49,7 +52,7 @@ def advise(rows: int) -> Advice:
         return Advice("prompt", 0, f"{said} ({why('tuning_from_rows')})")
     if full is not None and rows >= full:
         return Advice("full", 0, f"from {full:.0f} rows training all weights was better ({why('full_from_rows')})")
-    rank = int(value("enough_rank") or 0)
+    rank = int(threshold("enough_rank") or 0)
     if not rank:
         raise InputError("plan/tables/tuning.yaml has no enough_rank: run the tuning study with LoRA among its methods")
     return Advice("lora", rank, f"no rank above {rank} was shown to be better ({why('enough_rank')})")

@@ -132,7 +132,9 @@ class OptimizerConfig(Config):
         default="adamw",
         description="adamw8bit keeps its moments in 8 bits; muon orthogonalises the hidden matrices' updates",
     )
-    learning_rate: float = Field(default=1e-3, gt=0, description="peak learning rate")
+    learning_rate: float = Field(
+        default=1e-3, gt=0, description="peak learning rate; unsaid where auto takes full: 2e-4"
+    )
     schedule: Literal["linear", "cosine", "constant", "wsd"] = Field(
         default="linear", description="how the rate falls after the warm-up; wsd: only in the last part"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from riverrun.cli.train import run_command
 from riverrun.models.load import load_checkpoint
 from riverrun.models.presets import load_preset
 from riverrun.plan.hardware import Hardware
+from riverrun.plan.tuning import threshold
 from riverrun.train.recipe import TrainConfig
 from riverrun.train.rows import load_rows
 from tests.tiny_model import write_rows, write_tiny
@@ -47,6 +49,35 @@ def test_method_and_settings_follow_the_memory() -> None:
     assert tight.batch.micro_tokens >= VOLUME.longest
     much = Volume(tokens=10**9, label_tokens=10**9, length=300, longest=900, steps=1000)
     assert resolved(config, 4 * 10**9, preset="smollm2-135m", volume=much).method.name == "full"
+
+
+def test_rows_enough_for_the_study_train_all_weights_at_their_own_rate(tmp_path: Path) -> None:
+    """The rate is kept when the run goes on, and where the recipe states one."""
+    wanted = int(threshold("full_from_rows") or 0)
+    found = {}
+    for rows in (wanted - 1, wanted):
+        volume = replace(VOLUME, rows=rows)
+        found[rows] = resolve(
+            recipe(**AUTO), load_preset("smollm2-135m"), volume, LAPTOP, dtype="bf16", available=10**10
+        )
+    assert [each.config.method.name for each in found.values()] == ["lora", "full"]
+    assert [each.config.optimizer.learning_rate for each in found.values()] == [1e-3, 2e-4]
+    notes = dict(note.split(" ", 1) for note in found[wanted].notes)
+    assert "102 questions" in notes["method"]
+    assert notes["optimizer.learning_rate"].startswith("0.0002: ")
+    (tmp_path / "resolved.yaml").write_text(yaml.safe_dump(found[wanted].config.model_dump(mode="json")))
+    assert as_it_began(recipe(**AUTO), tmp_path).optimizer.learning_rate == 2e-4
+    stated = recipe(**AUTO | {"optimizer": {"name": "adamw8bit", "learning_rate": 5e-4}})
+    assert resolved(stated, 10**10, preset="smollm2-135m", volume=replace(VOLUME, rows=wanted)) == stated.model_copy(
+        update={"method": found[wanted].config.method, "batch": found[wanted].config.batch}
+    )
+    assert as_it_began(stated, tmp_path).optimizer.learning_rate == 5e-4
+
+
+def test_few_rows_are_told_of() -> None:
+    volume = replace(VOLUME, rows=9)
+    found = resolve(recipe(**AUTO), load_preset("smollm2-135m"), volume, LAPTOP, dtype="bf16", available=10**10)
+    assert "9 rows are fewer than the 10 from which training was better" in found.notes[0]
 
 
 def test_what_is_stated_is_kept() -> None:

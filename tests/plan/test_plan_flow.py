@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import riverrun.plan.flow as flow
 from riverrun.base.errors import CapacityError, InputError
 from riverrun.plan.flow import Work, choose, wanted_rank
 from riverrun.plan.hardware import Hardware
@@ -171,3 +172,11 @@ def test_work_that_cannot_be() -> None:
         Work(tokens=10, label_tokens=11, micro_tokens=1024, length=3)
     with pytest.raises(InputError, match="got 128 and 256"):
         Work(tokens=10, label_tokens=1, micro_tokens=128, length=3)
+
+
+def test_no_rank_above_the_one_that_the_study_found_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {}
+    for enough in (None, 16.0):
+        monkeypatch.setattr(flow, "threshold", lambda name, enough=enough: enough)
+        found[enough] = wanted_rank(SMOLLM2, 10**9)[0]
+    assert found == {None: 64, 16.0: 16}

@@ -38,7 +38,7 @@ from bench.parts.machine import machine
 __all__ = ["SETTINGS", "fair_problems", "main", "rows_of", "write_rows"]
 
 OURS, DEFAULT = "riverrun", "datasets.map + TRL, default"
-MAX_TOKENS, MOST_WORDS = 1024, 640
+MAX_TOKENS, MOST_WORDS = 1024, 560
 ROWS, QUICK_ROWS = 1_000_000, 30_000
 LEAST, MOST_MB = 3.0, 300.0
 Answer = Mapping[str, Any]

@@ -115,7 +115,7 @@ def count_volume(config: TrainConfig, opened: Any) -> Volume:
         length=max(1, sum(lengths) // len(lengths)),
         longest=max(lengths),
         steps=max(1, every // config.batch.global_tokens),
-        rows=len(lengths) if config.objective == "sft" else 0,
+        rows=len(lengths) if config.objective.name == "sft" else 0,
     )
 
 

@@ -118,7 +118,7 @@ def test_a_recipe_is_resolved_from_its_files_and_trained(tmp_path: Path) -> None
     opened = load_checkpoint(tmp_path / "base")
     volume = count_volume(config, opened)
     lengths, *_ = load_rows(config, opened, micro_tokens=1024).sizes(config, opened)
-    assert (volume.tokens, volume.longest) == (2 * sum(lengths), max(lengths))
+    assert (volume.tokens, volume.longest, volume.rows) == (2 * sum(lengths), max(lengths), 12)
     assert 0 < volume.label_tokens < volume.tokens
     found = resolve_recipe(config, memory_gb=4.0)
     assert (found.config.method.name, found.config.method.rank) == ("qlora", 8)

@@ -77,7 +77,7 @@ def greedy(peers: Sequence[str], quick: bool) -> list[Row]:
     if shared(*DEMO) is None or "transformers" not in peers:
         return [Row(name, None, "%", 100, note=absent(*DEMO) if "transformers" in peers else "no peer was asked for")]
     asked = prompts(20 if quick else 200)
-    job = {"do": "greedy", "model": str(_model()), "prompts": asked, "tokens": TOKENS}
+    job = {"do": "greedy", "model": str(base_folder()), "prompts": asked, "tokens": TOKENS}
     found = child(sys.executable, ["-m", "bench.parts.serve_greedy"], job, "serve_greedy")
     ends = sorted(load_checkpoint(_model()).tokenizer.end_ids)
     reference = child(

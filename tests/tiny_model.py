@@ -9,7 +9,9 @@ import numpy as np
 import torch
 
 from riverrun.models.config import ModelConfig
+from riverrun.models.io.adapter import add_adapters, save_adapter
 from riverrun.models.io.hf import write_weights
+from riverrun.models.load import load_checkpoint, load_model
 from riverrun.models.transformer import CausalLM
 
 CHATML = (
@@ -94,3 +96,17 @@ def write_rows(path: Path, count: int) -> Path:
 
 def as_numpy(tensor: torch.Tensor) -> np.ndarray:
     return tensor.detach().float().numpy()
+
+
+def write_adapter(
+    folder: Path, model: Path, *, rank: int = 4, targets: tuple[str, ...] = ("q_proj", "down_proj")
+) -> Path:
+    """An adapter of that model in PEFT's layout, strong enough to change every answer."""
+    learning = load_model(load_checkpoint(model), torch.float32)
+    add_adapters(learning, rank, 16.0, targets=targets, seed=rank)
+    generator = torch.Generator().manual_seed(rank)
+    for _, matrix in learning.linears():
+        for adapter in matrix.adapters.values():
+            adapter.lora_B.data.normal_(std=0.15, generator=generator)
+    save_adapter(learning, folder)
+    return folder

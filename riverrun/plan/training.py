@@ -115,6 +115,9 @@ def _slack(shape: ModelShape, batch: Batch, setup: Setup, moving: int, weights: 
     if setup.method == "lora":
         slack += table["merged_holes"] * sum(item.bytes for item in weights if item.name == "merged")
         how += f" + {table['merged_holes']:g} x merged"
+    if setup.method == "full":
+        slack += table["head_holes"] * shape.vocab_size * shape.hidden_size * known_bytes(batch.dtype)
+        how += f" + {table['head_holes']:g} x V h"
     if 0 < batch.recompute < 1 and setup.method != "qlora":  # with all layers run again freed memory goes back
         slack += table["recompute_holes"] * _layer(shape, batch, setup)
         how += f" + {table['recompute_holes']:g} x one layer"

@@ -1,9 +1,11 @@
 """Several replicas of a model behind one `LanguageModel`: processes on one machine, or on many, by Ray.
 
 Each replica is a Ray actor with an `LLM` of its own. Actors, and not Ray Serve's deployments: a request goes to a
-replica that is chosen by what it has computed (`serve.routing`), and its pieces come back without a proxy between.
-A replica that dies is started again by Ray. What it was asked goes to another one, as long as nobody has seen a piece
-of the answer; an answer that was begun fails with a clear error. Sessions are not kept here.
+replica that is chosen by what it has computed (`serve.routing`), and its pieces come back without a proxy between. A
+replica that dies is started again by Ray. What it was asked goes to another one, as long as nobody has seen a piece
+of the answer; an answer that was begun fails with a clear error. A conversation of a session is kept here, its keys
+and values by the replica that answered. Adapters that were loaded later are loaded again by a replica that was
+started anew.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Sequence as Seq
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,7 +27,9 @@ from riverrun.base.protocols import Abort, Completion, Delta, ModelInfo, Request
 from riverrun.base.types import Message
 from riverrun.models.load import load_checkpoint
 from riverrun.serve.blocks import Digest, chain, root
+from riverrun.serve.metrics import Snapshot
 from riverrun.serve.routing import Router
+from riverrun.serve.sessions import Keep, SessionTable
 from riverrun.serve.text import Texts
 from riverrun.wire.codec import get_codec
 
@@ -37,7 +41,7 @@ START_SECONDS = 900.0
 PING_SECONDS, HUNG_SECONDS = 2.0, 60.0
 """Time between two questions whether a replica is there, and after which one that says nothing is started again."""
 OBJECT_STORE_BYTES = 128 << 20
-CONTROL = ("ping", "abort", "info")
+CONTROL = ("ping", "abort", "info", "snapshot", "load_missing")
 """What a replica answers while all its calls are taken."""
 CALLS = 256
 """Calls that a replica takes at once."""
@@ -86,6 +90,16 @@ class Replica:
         """The model's, and the names of its adapters."""
         return self.model.info, self.model.adapters
 
+    def snapshot(self) -> Snapshot | None:
+        """What it has counted since it was started."""
+        return next(iter(self.model.snapshots()), None)
+
+    def load_missing(self, adapters: Mapping[str, Path]) -> None:
+        """Load those of them that are not here."""
+        for name, path in adapters.items():
+            if name not in self.model.adapters:
+                self.model.load_adapter(name, path)
+
 
 class Fleet:
     """`with Fleet(path, replicas=3) as model: model.generate([...])`, as with one `LLM`."""
@@ -120,14 +134,14 @@ class Fleet:
         cpus = threads if address else 0  # on this machine alone nothing is to be shared out
         self._actors = [self._actor(cpus).remote(str(Path(path).absolute()), options) for _ in range(replicas)]
         self.router = Router(replicas)
+        self._adapters = named
         self._live: set[int] = set()
         self._changed = threading.Condition()
         self._closed = threading.Event()
         try:
             self._ray.get([actor.ping.remote() for actor in self._actors], timeout=START_SECONDS)
             self._live |= set(range(replicas))
-            found: tuple[ModelInfo, tuple[str, ...]] = self._ray.get(self._actors[0].info.remote())
-            self._info, self._adapters = found
+            self._info: ModelInfo = self._ray.get(self._actors[0].info.remote())[0]
         except self._ray.exceptions.RayError as error:
             self.close()
             raise RiverrunError(f"the replicas of {path} did not start: {_told(error)}") from None
@@ -189,9 +203,18 @@ class Fleet:
                     self._lost(number)
                 else:
                     silent[number] = 0.0
-                    with self._changed:
-                        self._live.add(number)
-                        self._changed.notify_all()
+                    if number not in self._live:
+                        self._back(number)
+
+    def _back(self, number: int) -> None:
+        """A replica that was started anew is used once it has all adapters."""
+        try:
+            self._ray.get(self._actors[number].load_missing.remote(self._adapters), timeout=HUNG_SECONDS)
+        except self._ray.exceptions.RayError:
+            return  # asked again at the next turn
+        with self._changed:
+            self._live.add(number)
+            self._changed.notify_all()
 
     def _gone(self, error: BaseException) -> bool:
         """Whether an error means that the replica, and not the request, failed."""
@@ -220,8 +243,30 @@ class Fleet:
     def info(self) -> ModelInfo:
         return self._info
 
-    def generate(self, requests: Seq[Request]) -> list[Completion]:
-        """Answer all, in order; each goes to the replica that suits it."""
+    @property
+    def loop(self) -> None:
+        """It runs elsewhere: sessions hold no blocks here."""
+        return None
+
+    @cached_property
+    def sessions(self) -> SessionTable:
+        """The conversations that this model remembers."""
+        return SessionTable(self)
+
+    def snapshots(self) -> list[Snapshot | None]:
+        """Of each replica by number; None of one that does not answer now."""
+        refs = [actor.snapshot.remote() for actor in self._actors]
+        ready, _ = self._ray.wait(refs, num_returns=len(refs), timeout=PING_SECONDS)
+
+        def value(ref: Any) -> Snapshot | None:
+            with suppress(self._ray.exceptions.RayError):
+                return self._ray.get(ref) if ref in ready else None  # type: ignore[no-any-return]
+            return None
+
+        return [value(ref) for ref in refs]
+
+    def generate(self, requests: Seq[Request], *, keep: Keep | None = None) -> list[Completion]:
+        """Answer all, in order; each goes to the replica that suits it. `keep` is for a model with a loop here."""
         if len(requests) == 1:
             return [self._one(requests[0])]
         out: list[Completion | BaseException | None] = [None] * len(requests)
@@ -251,7 +296,7 @@ class Fleet:
 
         return self._again(work, self._digests(request))
 
-    def stream(self, request: Request) -> Iterator[Delta]:
+    def stream(self, request: Request, *, keep: Keep | None = None) -> Iterator[Delta]:
         """Answer one request piece by piece; closing the iterator ends it where it runs."""
         digests = self._digests(request)
         for left in range(len(self._actors), -1, -1):
@@ -326,15 +371,16 @@ class Fleet:
         return tuple(self._adapters)
 
     def load_adapter(self, name: str, path: Path) -> None:
-        """Load it in every replica that lives; one that is started later has only those of the start."""
+        """Load it in every replica that lives, and later in one that is started anew."""
+        folder = Path(path).absolute()
         for number in self.live:
-            self._get(self._actors[number].call.remote("load_adapter", name, Path(path).absolute()))
-        self._adapters = (*self._adapters, name)
+            self._get(self._actors[number].call.remote("load_adapter", name, folder))
+        self._adapters = self._adapters | {name: folder}
 
     def unload_adapter(self, name: str) -> None:
         for number in self.live:
             self._get(self._actors[number].call.remote("unload_adapter", name))
-        self._adapters = tuple(each for each in self._adapters if each != name)
+        self._adapters = {key: folder for key, folder in self._adapters.items() if key != name}
 
     # ---- the end -------------------------------------------------------------------------------------------------
 

@@ -34,7 +34,7 @@ from riverrun.serve.draft import Lookup
 from riverrun.serve.engine import Engine
 from riverrun.serve.guided import Grammars, Guided
 from riverrun.serve.loop import Loop, Observer
-from riverrun.serve.metrics import Metrics
+from riverrun.serve.metrics import Metrics, Snapshot
 from riverrun.serve.pace import Pace
 from riverrun.serve.request import Sequence, Wanted
 from riverrun.serve.sampler import Sampler
@@ -153,6 +153,10 @@ class LLM:
     def loop(self) -> Loop:
         """The loop behind this model: its scheduler's and pool's counts may be read at any time."""
         return self._loop
+
+    def snapshots(self) -> list[Snapshot | None]:
+        """What was counted until now, by its one engine; none where `observer` is not `Metrics`."""
+        return [self.observer.snapshot()] if isinstance(self.observer, Metrics) else []
 
     def generate(self, requests: Seq[Request], *, keep: Keep | None = None) -> list[Completion]:
         """Answer all requests; they run together, as many at a time as there are slots.

@@ -61,6 +61,8 @@ class Loop:
         """
         self._name, self._ends, self._most_waiting = name, ends, waiting
         self.pace, self._stop_of, self._draft = pace or Pace(), stop_of, draft
+        self.accepted = 0
+        """Drafted tokens that were what would have been chosen."""
         self._observer = observer or Observer()
         self._most = running
         self._new: deque[Sequence] = deque()
@@ -273,6 +275,7 @@ class Loop:
             accepted += 1
         if sequence.guide and not ended:
             ended = self._guide(sequence, token)
+        self.accepted += accepted
         self.scheduler.computed(piece, accepted)
         self.scheduler.publish(sequence)
         if ended:

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
 
 from riverrun.base.optional import require
 from riverrun.serve.loop import Loop, Observer
 from riverrun.serve.request import Sequence as Generation
 from riverrun.serve.scheduler import Piece, Scheduler
 
-__all__ = ["Metrics", "page"]
+__all__ = ["Counted", "Metrics", "Snapshot", "page", "summed"]
 
 PREFIX = "riverrun"
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
@@ -54,6 +55,39 @@ class _Histogram:
             total += count
             out.append((bound, float(total)))
         return out
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The counts of one engine at one moment. `state` is how it is now, `totals` what was counted since its start."""
+
+    state: Mapping[str, float]
+    totals: Mapping[str, float]
+    ended_by: Mapping[str, int]
+    histograms: Mapping[str, tuple[list[tuple[str, float]], float]]
+    """Name: (upper bound and count of all up to it, sum)."""
+
+
+@runtime_checkable
+class Counted(Protocol):
+    """A model that counts what it does."""
+
+    def snapshots(self) -> Sequence[Snapshot | None]:
+        """Of each of its engines; None of one that does not answer now."""
+        ...
+
+
+def summed(snapshots: Sequence[Snapshot | None]) -> dict[str, float]:
+    """All engines as one: counts added, shares of the cache averaged; the mean time to a first token."""
+    here = [each for each in snapshots if each is not None]
+    out: dict[str, float] = {}
+    for each in here:
+        for name, value in (*each.state.items(), *each.totals.items()):
+            out[name] = out.get(name, 0.0) + value / (len(here) if name.endswith("_perc") else 1)
+    firsts = [each.histograms["time_to_first_token_seconds"] for each in here]
+    count = sum(buckets[-1][1] for buckets, _ in firsts)
+    total = sum(seconds for _, seconds in firsts)
+    return out | {"requests_first": count, "mean_first_seconds": total / max(1.0, count)}
 
 
 class Metrics(Observer):
@@ -130,6 +164,7 @@ class Metrics(Observer):
             "computed_prompt_tokens": self.computed - self.computed_answers,
             "computed_answer_tokens": self.computed_answers,
             "spec_decode_num_draft_tokens": self.drafted,
+            "spec_decode_num_accepted_tokens": loop.accepted,
             "steps": self.steps,
             "prefix_cache_queries": loop.pool.counts.queried,
             "prefix_cache_hits": loop.pool.counts.found,
@@ -137,46 +172,51 @@ class Metrics(Observer):
         }
         return {name: float(value) for name, value in out.items()}
 
-    def first_token(self) -> dict[str, float]:
-        """How many requests got a first token, and after how many seconds on average."""
-        found = self.times["time_to_first_token_seconds"]
-        count = sum(found.counts)
-        return {"requests_first": float(count), "mean_first_seconds": found.sum / max(1, count)}
+    def snapshot(self) -> Snapshot:
+        with self._lock:
+            histograms = {name: (each.buckets(), each.sum) for name, each in (self.times | self.sizes).items()}
+            ended = dict(self.ended_by)
+        return Snapshot(self.state(), self.totals(), ended, histograms)
 
 
 class _Collector:
-    """Everything of all models, made when it is asked for."""
+    """Everything of all engines of all models."""
 
-    def __init__(self, models: Mapping[str, Metrics]) -> None:
+    def __init__(self, models: Mapping[str, Sequence[Snapshot | None]]) -> None:
         self.models, self.core = models, require("prometheus_client.core", extra="serve")
 
     def collect(self) -> Iterable[Any]:
         families: dict[str, Any] = {}
 
-        def family(kind: Any, name: str, told: str, labels: Sequence[str] = ("model_name",)) -> Any:
+        def family(kind: Any, name: str, told: str, labels: Sequence[str] = _ENGINE) -> Any:
             return families.setdefault(name, kind(f"{PREFIX}:{name}", told, labels=labels))
 
         core = self.core
-        for model, metrics in list(self.models.items()):
-            for name, value in metrics.state().items():
-                family(core.GaugeMetricFamily, name, name.replace("_", " ")).add_metric([model], value)
-            for name, value in metrics.totals().items():
-                family(core.CounterMetricFamily, name, name.replace("_", " ")).add_metric([model], value)
-            ended = family(core.CounterMetricFamily, "request_success", "requests that ended, by how", _REASON)
-            for reason, count in list(metrics.ended_by.items()):
-                ended.add_metric([model, reason], count)
-            for name, histogram in [*metrics.times.items(), *metrics.sizes.items()]:
-                told = _TIMES.get(name) or _SIZES[name]
-                made = family(core.HistogramMetricFamily, name, told)
-                made.add_metric([model], buckets=histogram.buckets(), sum_value=histogram.sum)
+        for model, snapshots in self.models.items():
+            for number, found in enumerate(snapshots):
+                if found is None:
+                    continue
+                engine = [model, str(number)]
+                for name, value in found.state.items():
+                    family(core.GaugeMetricFamily, name, name.replace("_", " ")).add_metric(engine, value)
+                for name, value in found.totals.items():
+                    family(core.CounterMetricFamily, name, name.replace("_", " ")).add_metric(engine, value)
+                ended = family(core.CounterMetricFamily, "request_success", "requests that ended, by how", _REASON)
+                for reason, count in found.ended_by.items():
+                    ended.add_metric([*engine, reason], count)
+                for name, (buckets, total) in found.histograms.items():
+                    told = _TIMES.get(name) or _SIZES[name]
+                    made = family(core.HistogramMetricFamily, name, told)
+                    made.add_metric(engine, buckets=buckets, sum_value=total)
         return families.values()
 
 
-_REASON = ("model_name", "finished_reason")
+_ENGINE = ("model_name", "engine")
+_REASON = (*_ENGINE, "finished_reason")
 
 
-def page(models: Mapping[str, Metrics]) -> tuple[bytes, str]:
-    """(the text of GET /metrics, its content type)."""
+def page(models: Mapping[str, Sequence[Snapshot | None]]) -> tuple[bytes, str]:
+    """(the text of GET /metrics, its content type); engines of a model are numbered from 0."""
     library = require("prometheus_client", extra="serve")
     registry = library.CollectorRegistry(auto_describe=False)
     registry.register(_Collector(models))

@@ -1,7 +1,9 @@
 """Conversations that the server remembers: the client sends the new turn alone, and the past is not computed again.
 
 A session holds the blocks of what was said, so that no other request drives them out; the ordinary look-up by content
-finds them. It can be written to disk and read back, into another process too.
+finds them. It can be written to disk and read back, into another process too. Of a model without a loop in this process
+(several replicas) a session holds the conversation alone: the replica that answered has its blocks, as of any other
+shared beginning.
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ class Talker(Protocol):
     def info(self) -> ModelInfo: ...
 
     @property
-    def loop(self) -> Loop: ...
+    def loop(self) -> Loop | None: ...
 
     def generate(self, requests: Seq[Request], *, keep: Keep | None = None) -> list[Completion]: ...
 
@@ -114,7 +116,7 @@ class Session:
 
     def _keep(self, sequence: Sequence) -> None:
         """In the loop's thread: hold this answer's blocks in place of those before."""
-        pool = self._table.llm.loop.pool
+        pool = self._table.loop.pool
         tokens, blocks = sequence.full
         pool.hold(blocks)
         pool.release(self.pins.blocks)
@@ -125,7 +127,7 @@ class Session:
 
     def let_go(self) -> None:
         """In the loop's thread: hold nothing. The blocks stay in the cache as long as nobody needs their room."""
-        self._table.llm.loop.pool.release(self.pins.blocks)
+        self._table.loop.pool.release(self.pins.blocks)
         self.pins = _Pins()
 
 
@@ -139,6 +141,12 @@ class SessionTable:
 
     def __len__(self) -> int:
         return len(self._sessions)
+
+    @property
+    def loop(self) -> Loop:
+        """The model's own, where it is in this process."""
+        assert self.llm.loop is not None, "blocks are held where the loop is"
+        return self.llm.loop
 
     def __iter__(self) -> Iterator[Session]:
         return iter(list(self._sessions.values()))
@@ -178,11 +186,12 @@ class SessionTable:
         with self._lock:
             self._sessions.pop(session.name, None)
             session.is_closed = True
-        self.llm.loop.run(session.let_go)
+        if self.llm.loop is not None:
+            self.loop.run(session.let_go)
 
     def make_room(self, newest: Session) -> None:
         """In the loop's thread: sessions hold no more than their share of all blocks."""
-        pool = self.llm.loop.pool
+        pool = self.loop.pool
         others = sorted((each for each in self if each is not newest and each.pins.blocks), key=lambda each: each.used)
         held = {block for each in (*others, newest) for block in each.pins.blocks}
         while len(held) > PINNED_SHARE * pool.total and others:
@@ -194,17 +203,21 @@ class SessionTable:
     def save(self, name: str, path: Path) -> int:
         """Write a session with its keys and values; the number of tokens that need not be computed again."""
         session = self.get(name)
-        engine = self.llm.loop.engine
+        if self.llm.loop is None:
+            pins, stored, kind, size = _Pins(), dict[str, Any](), "", ""
+        else:
+            engine = self.loop.engine
+            kind, size = engine.kind, str(engine.block_size)
 
-        def read() -> tuple[_Pins, dict[str, Any]]:
-            pins = session.pins
-            return pins, engine.read(pins.blocks) if pins.blocks else {}
+            def read() -> tuple[_Pins, dict[str, Any]]:
+                pins = session.pins
+                return pins, engine.read(pins.blocks) if pins.blocks else {}
 
-        pins, stored = self.llm.loop.run(read)
+            pins, stored = self.loop.run(read)
         head = {
             "model": self.llm.info.digest,
-            "kind": engine.kind,
-            "block_size": str(engine.block_size),
+            "kind": kind,
+            "block_size": size,
             "adapter": session.adapter,
             "root": pins.root.hex(),
             "tokens": json.dumps(pins.tokens),
@@ -228,15 +241,16 @@ class SessionTable:
         except (OSError, KeyError, ValueError, TypeError, library.SafetensorError) as error:
             raise IntegrityError(f"{path} is no saved session: {error}") from None
         session = self.open(name, messages, adapter=head["adapter"])
-        engine = self.llm.loop.engine
-        same = (self.llm.info.digest, engine.kind, str(engine.block_size))
-        if stored and (head["model"], head["kind"], head["block_size"]) == same:
-            self.llm.loop.run(lambda: self._restore(session, _Pins(tokens, [], begin), stored))
+        if stored and self.llm.loop is not None:
+            engine = self.loop.engine
+            same = (self.llm.info.digest, engine.kind, str(engine.block_size))
+            if (head["model"], head["kind"], head["block_size"]) == same:
+                self.loop.run(lambda: self._restore(session, _Pins(tokens, [], begin), stored))
         return session
 
     def _restore(self, session: Session, pins: _Pins, stored: dict[str, Any]) -> None:
         """In the loop's thread: blocks with these keys and values, found by their content from now on."""
-        pool, engine = self.llm.loop.pool, self.llm.loop.engine
+        pool, engine = self.loop.pool, self.loop.engine
         blocks = pool.take(len(pins.tokens) // pool.size)
         if blocks is None:
             return  # no room: the next turn computes them

@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from riverrun.serve.http.app import make_app
 from riverrun.serve.http.server import BackgroundServer
 from riverrun.serve.llm import LLM
 from riverrun.serve.routing import Router
-from tests.tiny_model import write_tiny
+from tests.tiny_model import write_adapter, write_tiny
 
 PATIENCE = 120.0
 
@@ -136,15 +137,52 @@ def test_an_abort_reaches_the_replica(fleet: Fleet) -> None:
     assert fleet.router.running == [0, 0, 0]
 
 
+def test_a_conversation_goes_on_where_it_was_computed(fleet: Fleet, folder: Path, tmp_path: Path) -> None:
+    """As with one model; the past comes from the cache of a replica, and the conversation survives on disk."""
+    turns = ["How much is the book about the sea? " * 3, "And the map?", "Both?"]
+    params = SamplingParams(max_tokens=8)
+    with LLM(folder, dtype="float32", slots=4, context=256, name="tiny") as alone:
+        session = alone.session()
+        wanted = [session.ask(turn, params).raw for turn in turns]
+    first = fleet.sessions.open("talk")
+    answers = [first.ask(turn, params) for turn in turns[:2]]
+    assert answers[1].usage.cached_tokens >= 64
+    assert fleet.sessions.save("talk", tmp_path / "talk.safetensors") == 0, "what is held elsewhere is not written"
+    fleet.sessions.close("talk")
+    again = fleet.sessions.load(tmp_path / "talk.safetensors", "again")
+    answers.append(again.ask(turns[2], params))
+    assert [each.raw for each in answers] == wanted
+    fleet.sessions.close("again")
+
+
+def test_each_replica_counts(fleet: Fleet) -> None:
+    pytest.importorskip("prometheus_client", reason="not run here: prometheus-client is not installed")
+    with (
+        BackgroundServer(make_app({"tiny": fleet})) as server,
+        httpx.Client(base_url=server.url, timeout=PATIENCE, trust_env=False) as http,
+    ):
+        before = http.get("/status").json()["models"]["tiny"]["generation_tokens"]
+        http.post("/v1/completions", json={"model": "tiny", "prompt": "a", "max_tokens": 3, "ignore_eos": True})
+        assert http.get("/status").json()["models"]["tiny"]["generation_tokens"] == before + 3
+        text = http.get("/metrics").text
+    for number in range(3):
+        assert f'riverrun:generation_tokens_total{{engine="{number}",model_name="tiny"}}' in text
+
+
 def pids(fleet: Fleet) -> list[int]:
     import ray
 
     return list(ray.get([actor.ping.remote() for actor in fleet._actors]))
 
 
-def test_one_of_three_is_killed_under_load(fleet: Fleet) -> None:
-    """Every request is answered, or says that the replica died; nothing hangs; the replica comes back."""
+def test_one_of_three_is_killed_under_load(fleet: Fleet, folder: Path, tmp_path: Path) -> None:
+    """Every request is answered, or says that the replica died; nothing hangs; the replica comes back, and has the
+    adapter that was loaded while all were there."""
     before, found, stop = pids(fleet), list[str](), threading.Event()
+    fleet.load_adapter("late", write_adapter(tmp_path / "late", folder))
+    late = replace(asked(1), adapter="late")
+    wanted = fleet.generate([late])[0].raw
+    assert wanted != fleet.generate([asked(1)])[0].raw
     with BackgroundServer(make_app({"tiny": fleet})) as server:
 
         def client(number: int) -> None:
@@ -185,6 +223,13 @@ def test_one_of_three_is_killed_under_load(fleet: Fleet) -> None:
     after = pids(fleet)
     assert after[1] != before[1]
     assert (after[0], after[2]) == (before[0], before[2])
+    import ray
+
+    [done] = ray.get(fleet._actors[1].generate.remote([late], "asked at the new one"))
+    assert done.raw == wanted
+    fleet.unload_adapter("late")
+    with pytest.raises(InputError, match="late"):
+        fleet.generate([late])
 
 
 def test_without_a_replica_it_says_so(folder: Path) -> None:

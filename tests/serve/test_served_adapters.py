@@ -5,15 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
 
 from riverrun.base.errors import InputError, RiverrunError
 from riverrun.base.protocols import Request
 from riverrun.base.types import Message, SamplingParams
-from riverrun.models.io.adapter import add_adapters, save_adapter
-from riverrun.models.load import load_checkpoint, load_model
 from riverrun.serve.llm import LLM
-from tests.tiny_model import write_tiny
+from tests.tiny_model import write_adapter, write_tiny
 
 SHORT = SamplingParams(max_tokens=10)
 QUESTION = "How much is the book that I have been looking for?"
@@ -24,19 +21,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Path
     """A model, and adapters of other ranks and targets."""
     root = tmp_path_factory.mktemp("adapters")
     folder = write_tiny(root / "model")
-    model, found = load_model(load_checkpoint(folder), torch.float32), {}
-    for name, rank, targets in (
-        ("one", 4, ("q_proj", "down_proj")),
-        ("two", 8, ("k_proj", "v_proj", "o_proj", "up_proj")),
-    ):
-        add_adapters(model, rank, 16.0, targets=targets, seed=rank)
-        generator = torch.Generator().manual_seed(rank)
-        for _, matrix in model.linears():
-            for adapter in matrix.adapters.values():
-                adapter.lora_B.data.normal_(std=0.15, generator=generator)
-        save_adapter(model, root / name)
-        model.take_adapters()
-        found[name] = root / name
+    more = ("k_proj", "v_proj", "o_proj", "up_proj")
+    found = {
+        "one": write_adapter(root / "one", folder),
+        "two": write_adapter(root / "two", folder, rank=8, targets=more),
+    }
     return folder, found
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Response
 
 from riverrun.serve.http.desk import HttpDesk
 from riverrun.serve.http.streaming import run_in_thread
-from riverrun.serve.metrics import Metrics, page
+from riverrun.serve.metrics import Counted, Snapshot, page, summed
 from riverrun.web.errors import json_bytes
 
 __all__ = ["add_status"]
@@ -18,9 +18,8 @@ __all__ = ["add_status"]
 def add_status(app: FastAPI, desk: HttpDesk) -> None:
     """GET /ready, /metrics and /status."""
 
-    def metrics() -> dict[str, Metrics]:
-        found = {name: getattr(model, "observer", None) for name, model in desk.models.items()}
-        return {name: each for name, each in found.items() if isinstance(each, Metrics)}
+    def counts() -> dict[str, Sequence[Snapshot | None]]:
+        return {name: model.snapshots() for name, model in list(desk.models.items()) if isinstance(model, Counted)}
 
     async def ready() -> Response:
         """Whether requests are taken: not before there is a model, and not while the server ends."""
@@ -30,12 +29,12 @@ def add_status(app: FastAPI, desk: HttpDesk) -> None:
         return Response(json_bytes(body), status, media_type="application/json")
 
     async def prometheus() -> Response:
-        content, kind = await run_in_thread(lambda: page(metrics()))
+        content, kind = await run_in_thread(lambda: page(counts()))
         return Response(content, media_type=kind)
 
     async def status() -> Response:
         body: dict[str, Any] = {"running": desk.running}
-        body["models"] = {name: each.state() | each.totals() | each.first_token() for name, each in metrics().items()}
+        body["models"] = {name: summed(each) for name, each in (await run_in_thread(counts)).items()}
         return Response(json_bytes(body), media_type="application/json")
 
     add: Callable[..., None] = app.add_api_route

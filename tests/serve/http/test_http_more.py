@@ -195,11 +195,13 @@ def test_counts_and_readiness(http: httpx.Client) -> None:
     text = http.get("/metrics").text
     for name in (
         "num_requests_running", "num_requests_waiting", "kv_cache_usage_perc", "prefix_cache_queries_total",
-        "prefix_cache_hits_total", "num_preemptions_total", "prompt_tokens_total", "generation_tokens_total",
+        "spec_decode_num_accepted_tokens_total", "prefix_cache_hits_total", "num_preemptions_total",
+        "prompt_tokens_total", "generation_tokens_total",
         "request_success_total", "iteration_tokens_bucket", "time_to_first_token_seconds_bucket",
         "time_per_output_token_seconds_sum", "e2e_request_latency_seconds_bucket", "request_queue_time_seconds_bucket",
     ):  # fmt: skip
         assert f"riverrun:{name}{{" in text, name
+    assert 'riverrun:prompt_tokens_total{engine="0",model_name="tiny"}' in text
     assert http.get("/ready").json() == {"ready": True, "models": ["tiny"], "draining": False, "running": 0}
     assert http.get("/status").json()["models"]["tiny"]["generation_tokens"] > 0
 

@@ -115,7 +115,7 @@ def _slack(shape: ModelShape, batch: Batch, setup: Setup, moving: int, weights: 
     if setup.method == "lora":
         slack += table["merged_holes"] * sum(item.bytes for item in weights if item.name == "merged")
         how += f" + {table['merged_holes']:g} x merged"
-    if setup.method == "full":
+    if setup.method == "full" and batch.recompute < 1:
         slack += table["head_holes"] * shape.vocab_size * shape.hidden_size * known_bytes(batch.dtype)
         how += f" + {table['head_holes']:g} x V h"
     if 0 < batch.recompute < 1 and setup.method != "qlora":  # with all layers run again freed memory goes back
@@ -203,7 +203,7 @@ def _activations(shape: ModelShape, batch: Batch, setup: Setup) -> tuple[Item, I
     if again == layers:
         passing += block  # of the layer that runs again
     widest = max(i * o for i, o in linears(shape).values())
-    if setup.method == "full":
+    if setup.method == "full" and batch.recompute < 1:
         passing += table["weight_gradient_share"] * widest * c
     tile = table["tile_bytes"] if setup.method == "qlora" else 0
     formula = "gradients within one layer" + (", and that layer again" if again == layers else "")

@@ -14,13 +14,16 @@ from typing import Any
 
 import httpx
 import pytest
+import yaml
 
 from riverrun.serve.http.app import make_app
 from riverrun.serve.http.server import BackgroundServer
 from riverrun.serve.llm import LLM
 from tests.tiny_model import write_tiny
 
-GENERATE = runpy.run_path(str(Path(__file__).resolve().parents[3] / "docs" / "generate.py"))
+DOCS = Path(__file__).resolve().parents[3] / "docs"
+GENERATE = runpy.run_path(str(DOCS / "generate.py"))
+PEERS = yaml.safe_load((DOCS / "data" / "serve_fields.yaml").read_text(encoding="utf-8"))["peers"]
 ROUTES: dict[str, str] = {route: path for route, (path, _) in GENERATE["ROUTES"].items()}
 TABLE: dict[str, dict[str, str]] = {
     route: {row.name: row.ours for row in GENERATE["field_rows"](route)} for route in ROUTES
@@ -135,6 +138,17 @@ def _bare(value: Any) -> Any:
             key: _bare(each) for key, each in value.items() if key not in ("id", "created", "prompt_tokens_details")
         }
     return [_bare(each) for each in value] if isinstance(value, list) else value
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_a_peer_does_one_thing_with_a_field_and_each_has_a_source(route: str) -> None:
+    for peer in PEERS:
+        groups = peer[route] if isinstance(peer[route], list) else []
+        named = [name for group in groups for name in group["fields"]]
+        assert len(named) == len(set(named)), (peer["name"], sorted(named))
+        for group in (*groups, peer["unknown"]):
+            assert group["status"] in ("honoured", "refused", "ignored")
+            assert group["source"], (peer["name"], group)
 
 
 @pytest.mark.parametrize("route", ROUTES)

@@ -1,4 +1,4 @@
-"""Writes the pages that are made from the code: cli.md, app-yaml.md, summary-json.md. `make docs` runs it.
+"""Writes the pages that are made from the code: cli, app-yaml, serve-fields, summary-json. `make docs` runs it.
 
 tests/test_docs.py compares what stands there with what the code says now.
 """
@@ -8,11 +8,14 @@ from __future__ import annotations
 import ast
 import inspect
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import typer
+import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
@@ -20,8 +23,10 @@ from pydantic_core import PydanticUndefined
 import riverrun.chain.summary
 from riverrun.chain.spec import AppSpec
 from riverrun.cli.main import app
+from riverrun.serve.http.more import EmbeddingBody
+from riverrun.serve.http.schema import REFUSED, ChatBody, CompletionBody, StrictBody
 
-__all__ = ["PAGES", "main"]
+__all__ = ["PAGES", "ROUTES", "field_rows", "main"]
 
 HERE = Path(__file__).parent
 NOTE = "<!-- Made from the code by docs/generate.py (`make docs`): change the code, not this page. -->"
@@ -147,7 +152,117 @@ def summary_page() -> str:
     return f"# summary.json\n{NOTE}\n\n{title.partition(': ')[2].capitalize()}\n{rest}\n"
 
 
-PAGES = {"cli.md": cli_page, "app-yaml.md": spec_page, "summary-json.md": summary_page}
+ROUTES: dict[str, tuple[str, type[StrictBody]]] = {
+    "chat": ("/v1/chat/completions", ChatBody),
+    "completions": ("/v1/completions", CompletionBody),
+    "embeddings": ("/v1/embeddings", EmbeddingBody),
+}
+
+
+@dataclass(frozen=True)
+class FieldRow:
+    """What becomes of one field of a request: here, and at each peer with the number of its source."""
+
+    name: str
+    openai: bool
+    ours: str
+    instead: str
+    peers: tuple[tuple[str, int], ...]
+
+
+@cache
+def _field_data() -> dict[str, Any]:
+    data: dict[str, Any] = yaml.safe_load((HERE / "data" / "serve_fields.yaml").read_text(encoding="utf-8"))
+    return data
+
+
+def _groups(peer: dict[str, Any], route: str) -> list[dict[str, Any]]:
+    """The groups of a peer's fields; a route that it does not offer is one group without fields."""
+    known = peer[route]
+    return [{"status": "no route", "source": known["absent"]}] if isinstance(known, dict) else [*known, peer["unknown"]]
+
+
+@cache
+def _sources() -> dict[tuple[str, str], int]:
+    """Each place that the peers' columns rest on, with its note -> its number on the page."""
+    places = (
+        _place(peer, group) for route in ROUTES for peer in _field_data()["peers"] for group in _groups(peer, route)
+    )
+    return {place: number for number, place in enumerate(dict.fromkeys(places), 1)}
+
+
+def _place(peer: dict[str, Any], group: dict[str, Any]) -> tuple[str, str]:
+    where = f"{peer['repository']}@{str(group.get('commit', peer['commit']))[:10]} {group['source']}"
+    return where, group.get("note", "")
+
+
+def field_rows(route: str) -> list[FieldRow]:
+    """Every field that OpenAI's reference, we or a peer name for a route."""
+    data, fields = _field_data(), ROUTES[route][1].model_fields
+    named = {name for peer in data["peers"] for group in _groups(peer, route) for name in group.get("fields", ())}
+    names = named | set(fields) | set(data["openai"][route]) | (set() if route == "embeddings" else set(REFUSED))
+    rows = []
+    for name in sorted(names - ({"dimensions"} if route != "embeddings" else set())):
+        found = [
+            next((g for g in _groups(p, route) if name in g.get("fields", ())), _groups(p, route)[-1])
+            for p in data["peers"]
+        ]
+        peers = tuple((g["status"], _sources()[_place(p, g)]) for p, g in zip(data["peers"], found, strict=True))
+        ours = "honoured" if name in fields else "refused"
+        instead = "" if name in fields else REFUSED.get(name, ((), ""))[1]
+        rows.append(FieldRow(name, name in data["openai"][route], ours, instead, peers))
+    return rows
+
+
+def _count(rows: Sequence[FieldRow], column: Sequence[str], status: str) -> str:
+    """How many fields have this status, and how many of OpenAI's."""
+    found = [row.openai for row, each in zip(rows, column, strict=True) if each == status]
+    return f"{len(found)} ({sum(found)})"
+
+
+def fields_page() -> str:
+    """What this server and others do with every field that one of them knows."""
+    data = _field_data()
+    names = ["riverrun", *(peer["name"] for peer in data["peers"])]
+    lines = ["# Every field of a request, here and elsewhere", NOTE, ""]
+    lines += [
+        "`honoured`: it does what it says. `refused`: status 400, and the message names the field. `ignored`: it is",
+        "accepted and changes nothing. `no route`: the route answers 400 to everything.",
+        "",
+        "Our column is computed from the models that read a request, and `tests/serve/http/test_http_field_table.py`",
+        "sends each of its cells to a server; a refused field is accepted where it is null or has the value that asks",
+        "for nothing. The other columns were read in the sources, as `docs/data/serve_fields.yaml` says; their numbers",
+        "lead to the list below. Files of vLLM and of the llama.cpp server are single stored versions: they may be a",
+        "little ahead of or beside a release.",
+    ]
+    for route, (path, _) in ROUTES.items():
+        rows = field_rows(route)
+        lines += ["", f"## POST {path}", "", f"| | {' | '.join(names)} |", "|---|" + "---|" * len(names)]
+        columns = [[row.ours for row in rows]]
+        columns += [[row.peers[number][0] for row in rows] for number in range(len(data["peers"]))]
+        for status in ("honoured", "refused", "ignored", "no route"):
+            cells = [_count(rows, column, status) for column in columns]
+            if any(cell != "0 (0)" for cell in cells):
+                lines.append(f"| {status} | {' | '.join(cells)} |")
+        lines += ["", "In brackets: of OpenAI's fields alone.", ""]
+        lines += [f"| field | OpenAI | {' | '.join(names)} | instead, here |", "|---|---|" + "---|" * (len(names) + 1)]
+        for row in rows:
+            cells = [row.ours, *(f"{'**ignored**' if s == 'ignored' else s} {n}" for s, n in row.peers)]
+            lines.append(f"| `{row.name}` | {'yes' if row.openai else ''} | {' | '.join(cells)} | {row.instead} |")
+    lines += [
+        "",
+        "## Sources",
+        "",
+        f"OpenAI: {data['openai']['source']}.",
+        "",
+        "| | file and symbol | note |",
+        "|---|---|---|",
+    ]
+    lines += [f"| {number} | {where} | {note} |" for (where, note), number in _sources().items()]
+    return "\n".join(lines) + "\n"
+
+
+PAGES = {"cli.md": cli_page, "app-yaml.md": spec_page, "serve-fields.md": fields_page, "summary-json.md": summary_page}
 
 
 def main() -> None:

@@ -1,4 +1,5 @@
-"""A line of JSON for each request that a server answered: who, what, how long, how many tokens; texts on demand."""
+"""A line of JSON for each request that a server answered: who, for whom, what, how long, how many tokens; texts on
+demand."""
 
 from __future__ import annotations
 
@@ -50,10 +51,12 @@ class Journal:
     def _write(self, scope: Scope, status: int, seconds: float) -> None:
         asked: dict[str, Any] = scope.get("riverrun.asked") or {}
         key, usage = scope.get("riverrun.key"), scope.get("riverrun.usage", Usage())
+        user = asked.get("user")
         record = {
             "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
             "request": scope.get("riverrun.request_id", ""),
             "key": key.name if isinstance(key, Key) else "",
+            "user": user if isinstance(user, str) else "",
             "method": scope["method"],
             "path": scope["path"],
             "status": status,

@@ -52,7 +52,7 @@ class EmbeddingBody(StrictBody):
     input: str | list[str] = Field(description="one text or several", min_length=1)
     encoding_format: Literal["float", "base64"] = "float"
     pooling: Literal["mean", "last"] = Field("mean", description="of the last hidden states, or the last of them")
-    user: str = ""
+    user: str = Field("", description="a label of whom the vectors are for: the request log shows it")
 
 
 class PerplexityBody(StrictBody):

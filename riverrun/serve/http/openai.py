@@ -112,7 +112,11 @@ class _Routes:
             await self._text_choice(body, place, request, completion, index)
             for index, (request, completion) in enumerate(zip(asked, completions, strict=True))
         ]
-        more = _prompt_part(completions[0]) if len(completions) == 1 else {}
+        more: dict[str, Any] = {}
+        if len(completions) == body.n:
+            more = _prompt_part(completions[0])
+        elif body.prompt_logprobs is not None:  # several prompts: each answer shows its own
+            choices = [each | _prompt_part(done) for each, done in zip(choices, completions, strict=True)]
         return _json({**head, "choices": choices, "usage": usage_of(completions, body.n), **more})
 
     async def _text_choice(

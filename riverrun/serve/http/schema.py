@@ -1,4 +1,4 @@
-"""What a request may hold: every accepted field has an effect, every other known one is refused by name.
+"""What a request may hold: every accepted field has an effect, every other one is refused by name.
 
 A field that is null, or has the value that OpenAI documents as its default, says nothing and is accepted. Defaults of
 sampling are those of `SamplingParams` (greedy, 256 tokens), not OpenAI's.
@@ -19,6 +19,7 @@ from riverrun.base.types import Guide, Message, SamplingParams, ToolSpec
 from riverrun.web.errors import HttpError
 
 __all__ = [
+    "REFUSED",
     "ChatBody",
     "CompletionBody",
     "Count",
@@ -98,7 +99,7 @@ class _Sampling(StrictBody):
     timeout: float = Field(0.0, ge=0, description="seconds after which the request is given up; 0 is never")
     stream: bool = Field(False, description="answer in server-sent events")
     stream_options: StreamOptions | None = None
-    user: str = Field("", description="a label for the caller's own use; it changes nothing")
+    user: str = Field("", description="a label of whom the answer is for: the request log shows it")
 
 
 class ChatBody(_Sampling):
@@ -132,7 +133,7 @@ class ScoreBody(StrictBody):
 
 
 # Known fields that are not offered -> (values that ask for nothing, what to do instead).
-_REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
+REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "best_of": ((1,), "best_of=1 is supported: ask for `n` answers and choose"),
     "suffix": (("",), "a suffix cannot be filled up to"),
     "functions": (([],), "send 'tools' instead"),
@@ -165,6 +166,7 @@ _REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "structured_outputs": ((), "use 'response_format' or the 'guided_...' fields"),
     "guided_whitespace_pattern": ((), "JSON is written as json.dumps does"),
     "guided_decoding_backend": ((), "there is one backend: leave it out"),
+    "dimensions": ((), "vectors have the model's own size"),
 }
 
 B = TypeVar("B", bound=StrictBody)
@@ -173,8 +175,8 @@ B = TypeVar("B", bound=StrictBody)
 def read_body(model: type[B], data: Mapping[str, Any]) -> B:
     """The validated body; HttpError 400 names the field, its value and what is supported."""
     given = {key: value for key, value in data.items() if value is not None}
-    for name in [name for name in given if name not in model.model_fields and name in _REFUSED]:
-        allowed, advice = _REFUSED[name]
+    for name in [name for name in given if name not in model.model_fields and name in REFUSED]:
+        allowed, advice = REFUSED[name]
         if not any(_same(given[name], value) for value in allowed):
             raise _unsupported(name, given[name], advice)
         del given[name]
@@ -189,6 +191,8 @@ def read_body(model: type[B], data: Mapping[str, Any]) -> B:
         raise HttpError(
             400, "'stream_options' is given without 'stream': true", code="invalid_request", param="stream_options"
         )
+    if isinstance(body, _Sampling) and body.prompt_logprobs is not None and body.stream:
+        raise _unsupported("prompt_logprobs", body.prompt_logprobs, "with 'stream': ask for it without")
     return body
 
 

@@ -339,7 +339,10 @@ class Fleet:
         found: list[float] = self._call((), "perplexity", texts, **named)
         return found
 
-    def embed(self, texts: Seq[str], **named: Any) -> list[list[float]]:
+    def vector_ids(self, text: str | Seq[int]) -> list[int]:
+        return self._texts.vector_ids(text)
+
+    def embed(self, texts: Seq[str | Seq[int]], **named: Any) -> list[list[float]]:
         vectors: list[list[float]] = self._call((), "embed", texts, **named)
         return vectors
 

@@ -255,15 +255,11 @@ class LLM:
             out.append(float(np.exp(-np.mean(logprobs))))
         return out
 
-    def embed(self, texts: Seq[str], *, pooling: Pooling = "mean", adapter: str = "") -> list[list[float]]:
-        """One unit-length vector per text: the mean of its last hidden states, or the last one."""
+    def embed(self, texts: Seq[str | Seq[int]], *, pooling: Pooling = "mean", adapter: str = "") -> list[list[float]]:
+        """One unit-length vector per text or list of token ids: the mean of its last hidden states, or the last one."""
         sequences = []
         for text in texts:
-            ids = self._texts.tokenizer.encode(text)
-            if self._texts.tokenizer.add_bos and self._texts.tokenizer.bos_id is not None:
-                ids = [self._texts.tokenizer.bos_id, *ids]
-            if not ids or len(ids) > self._context:
-                raise InputError(f"a text has {len(ids)} tokens: 1 to {self._context} can be embedded")
+            ids = self.vector_ids(text)
             wanted: Wanted = "sum" if pooling == "mean" else "last"
             sequences.append(self._new(ids, SamplingParams(), adapter, wanted))
         self._submit(sequences)
@@ -276,6 +272,10 @@ class LLM:
         return out
 
     # ---- tokens --------------------------------------------------------------------------------------------------
+
+    def vector_ids(self, text: str | Seq[int]) -> list[int]:
+        """The ids that `embed` reads for it."""
+        return self._texts.vector_ids(text)
 
     def tokenize(self, request: Request) -> list[int]:
         """The ids of a request's prompt, as the model would see it."""

@@ -42,9 +42,7 @@ class Texts:
         if sum(map(bool, (request.prompt, request.messages, request.prompt_ids))) > 1:
             raise InputError("a request has either messages or a prompt, this one has both")
         if request.prompt_ids:
-            ids = list(request.prompt_ids)
-            if wrong := [i for i in ids if not 0 <= i < self.vocabulary]:
-                raise InputError(f"token {wrong[0]} does not exist: ids go from 0 to {self.vocabulary - 1}")
+            ids = self.known(request.prompt_ids)
         elif request.prompt:
             ids = self.tokenizer.encode(request.prompt)
         elif request.messages:
@@ -55,6 +53,21 @@ class Texts:
         if not ids:
             raise InputError("the request renders to no token: give a message or a prompt with text")
         return self.fitting(ids)
+
+    def known(self, ids: Seq[int]) -> list[int]:
+        """The ids, if there are such tokens."""
+        if wrong := [i for i in ids if not 0 <= i < self.vocabulary]:
+            raise InputError(f"token {wrong[0]} does not exist: ids go from 0 to {self.vocabulary - 1}")
+        return list(ids)
+
+    def vector_ids(self, text: str | Seq[int]) -> list[int]:
+        """Ids of a text that becomes a vector, behind the begin token where there is one; ids are taken as they are."""
+        ids = self.tokenizer.encode(text) if isinstance(text, str) else self.known(text)
+        if isinstance(text, str) and self.tokenizer.add_bos and self.tokenizer.bos_id is not None:
+            ids = [self.tokenizer.bos_id, *ids]
+        if not ids or len(ids) > self.context:
+            raise InputError(f"a text has {len(ids)} tokens: 1 to {self.context} can be embedded")
+        return ids
 
     def fitting(self, ids: list[int]) -> list[int]:
         """The ids, if they leave room for an answer."""

@@ -49,7 +49,9 @@ class DetokenizeBody(StrictBody):
 class EmbeddingBody(StrictBody):
     """POST /v1/embeddings"""
 
-    input: str | list[str] = Field(description="one text or several", min_length=1)
+    input: str | list[str] | list[int] | list[list[int]] = Field(
+        description="a text or token ids, or several of them", min_length=1
+    )
     encoding_format: Literal["float", "base64"] = "float"
     pooling: Literal["mean", "last"] = Field("mean", description="of the last hidden states, or the last of them")
     user: str = Field("", description="a label of whom the vectors are for: the request log shows it")
@@ -147,17 +149,21 @@ class _Routes:
         model = place.model
         if not isinstance(model, Embedder):
             raise UnsupportedError(f"model '{body.model}' makes no vectors: choose another model")
-        texts = [body.input] if isinstance(body.input, str) else body.input
+        single = isinstance(body.input, str) or isinstance(body.input[0], int)
+        texts: Any = [body.input] if single else body.input
         more = {"pooling": body.pooling} | ({"adapter": place.adapter} if place.adapter else {})
+        count, to_ids = 0, getattr(model, "vector_ids", None)
+        if to_ids is not None:
+            texts = await run_in_thread(lambda: [to_ids(text) for text in texts])
+            count = sum(map(len, texts))
+        elif not all(isinstance(text, str) for text in texts):
+            raise UnsupportedError(f"model '{body.model}' takes no token ids: send texts")
         vectors = await run_in_thread(lambda: model.embed(texts, **more))
         data = [
             {"object": "embedding", "index": index, "embedding": _packed(vector, body.encoding_format)}
             for index, vector in enumerate(vectors)
         ]
-        usage = {"prompt_tokens": 0, "total_tokens": 0}
-        if hasattr(model, "tokenize"):
-            count = sum(len(model.tokenize(Asked(prompt=text))) for text in texts)
-            usage = {"prompt_tokens": count, "total_tokens": count}
+        usage = {"prompt_tokens": count, "total_tokens": count}
         return _json({"object": "list", "model": body.model, "data": data, "usage": usage})
 
     async def perplexity(self, request: Request) -> Response:

@@ -79,6 +79,14 @@ def test_vectors_and_perplexity(http: httpx.Client, model: LLM) -> None:
     for item, vector in zip(plain["data"], model.embed(["a b", "c"]), strict=True):
         assert item["embedding"] == pytest.approx(vector, abs=1e-6)
     assert plain["usage"]["prompt_tokens"] == 4
+    ids = [model.vector_ids(text) for text in ("a b", "c")]
+    assert post(http, "/v1/embeddings", model="tiny", input=ids) == plain
+    one = post(http, "/v1/embeddings", model="tiny", input=ids[0])
+    assert (one["data"], one["usage"]["prompt_tokens"]) == (plain["data"][:1], len(ids[0]))
+    assert (
+        "token 999999 does not exist"
+        in post(http, "/v1/embeddings", 400, model="tiny", input=[999999])["error"]["message"]
+    )
     packed = post(http, "/v1/embeddings", model="tiny", input="a b", encoding_format="base64")["data"][0]["embedding"]
     assert np.frombuffer(base64.b64decode(packed), "<f4") == pytest.approx(plain["data"][0]["embedding"], abs=1e-6)
     found = post(http, "/get_ppl", model="tiny", input="How much is it?")

@@ -107,6 +107,6 @@ def write_adapter(
     generator = torch.Generator().manual_seed(rank)
     for _, matrix in learning.linears():
         for adapter in matrix.adapters.values():
-            adapter.lora_B.data.normal_(std=0.15, generator=generator)
+            adapter.lora_B.data.normal_(std=0.15, generator=generator)  # type: ignore[operator]
     save_adapter(learning, folder)
     return folder

@@ -141,7 +141,8 @@ class Agent:
             raise UnsupportedError(f"agent '{name}' answers messages, not a raw prompt: send messages")
         if request.params.guide:
             raise UnsupportedError(f"agent '{name}' calls tools and cannot keep to a guide: leave 'guide' out")
-        refuse(request, f"agent '{name}'", "adapter", "forced_tools", "prompt_ids", "logprobs", "prompt_logprobs")
+        unknown = ("adapter", "forced_tools", "prompt_ids", "logprobs", "prompt_logprobs", "template_variables")
+        refuse(request, f"agent '{name}'", *unknown)
         messages = list(request.messages)
         own = messages.pop(0).require_text(name) if messages[0].role == "system" else ""
         if system := "\n\n".join(text for text in (self.system, own) if text):

@@ -67,7 +67,7 @@ class Request:
 
     For an agent, `tools` must be empty: it brings its own. `key`: whose request it is (requests of one key wait for one
     another, keys take turns); `adapter`: the adapter it wants, of those that are loaded; `timeout_seconds`: after so
-    long it is given up (0: never).
+    long it is given up (0: never). `template_variables` reach the chat template by name (`enable_thinking`, ...).
     """
 
     messages: tuple[Message, ...] = ()
@@ -80,6 +80,7 @@ class Request:
     prompt_ids: tuple[int, ...] = ()
     forced_tools: tuple[str, ...] = ()
     parallel_tool_calls: bool = True
+    template_variables: Mapping[str, Any] = field(default_factory=dict)
     abort: Abort | None = field(default=None, compare=False)
 
 

@@ -88,6 +88,11 @@ class ChatTemplate:
         self._shields: dict[tuple[str, ...], Shield] = {}
 
     @cached_property
+    def names(self) -> frozenset[str]:
+        """Variables that a template asks for, beside what a conversation is made of."""
+        return frozenset().union(*(code.names for code in self._code.values())) - {*_OURS}
+
+    @cached_property
     def knows_tools(self) -> bool:
         """Whether tools that are handed in are written: a tool is, and its name is looked for."""
         if TOOL_USE in self.named:

@@ -206,6 +206,8 @@ class RemoteModel:
             named = {"type": "function", "function": {"name": request.forced_tools[0]}}
             body["tool_choice"] = "required" if all_of_them else named
             body["parallel_tool_calls"] = request.parallel_tool_calls
+        if request.template_variables:
+            body["chat_template_kwargs"] = dict(request.template_variables)
         if request.messages:
             body["messages"] = [message.to_openai() for message in request.messages]
             if request.tools:

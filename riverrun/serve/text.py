@@ -41,13 +41,19 @@ class Texts:
         """Ids of a request; CapacityError when no token is left for the answer."""
         if sum(map(bool, (request.prompt, request.messages, request.prompt_ids))) > 1:
             raise InputError("a request has either messages or a prompt, this one has both")
+        if request.template_variables and not request.messages:
+            raise InputError("template variables need messages: a raw prompt is not rendered")
         if request.prompt_ids:
             ids = self.known(request.prompt_ids)
         elif request.prompt:
             ids = self.tokenizer.encode(request.prompt)
         elif request.messages:
             lowered = self.codec.lower(request.messages, request.tools)
-            ids = self.template.encode(self.tokenizer, lowered, model=self.name)
+            variables = request.template_variables
+            if unknown := next((name for name in variables if name not in self.template.names), None):
+                known = ", ".join(sorted(self.template.names)) or "none"
+                raise InputError(f"the chat template of '{self.name}' asks for no '{unknown}'; it asks for: {known}")
+            ids = self.template.encode(self.tokenizer, lowered, variables=variables, model=self.name)
         else:
             raise InputError("a request needs messages or a prompt, this one has neither")
         if not ids:

@@ -114,6 +114,9 @@ class ChatBody(_Sampling):
         "auto", description="auto, none (hides the tools), required, or {type: function, function: {name}}"
     )
     parallel_tool_calls: bool = Field(True, description="false: a forced call is one call")
+    chat_template_kwargs: dict[str, Any] = Field(
+        default={}, description="variables that the model's chat template asks for, as enable_thinking"
+    )
 
 
 class CompletionBody(_Sampling):
@@ -157,7 +160,6 @@ REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "truncate_prompt_tokens": ((), "nothing is cut off silently: shorten the prompt"),
     "allowed_token_ids": ((), "use 'guided_grammar' or 'logit_bias'"),
     "chat_template": ((), "the model's own template is used"),
-    "chat_template_kwargs": (({},), "the model's own template is used as it is"),
     "add_generation_prompt": ((True,), "true is supported"),
     "continue_final_message": ((False,), "false is supported"),
     "priority": ((0,), "0 is supported: keys take turns"),
@@ -336,6 +338,7 @@ def chat_requests(body: ChatBody, *, key: str = "") -> list[Request]:
         timeout_seconds=body.timeout,
         forced_tools=forced,
         parallel_tool_calls=body.parallel_tool_calls,
+        template_variables=body.chat_template_kwargs,
     )
     return _answers(body, request)
 

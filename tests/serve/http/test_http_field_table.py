@@ -19,7 +19,7 @@ import yaml
 from riverrun.serve.http.app import make_app
 from riverrun.serve.http.server import BackgroundServer
 from riverrun.serve.llm import LLM
-from tests.tiny_model import write_tiny
+from tests.tiny_model import CHATML, write_tiny
 
 DOCS = Path(__file__).resolve().parents[3] / "docs"
 GENERATE = runpy.run_path(str(DOCS / "generate.py"))
@@ -87,6 +87,7 @@ EFFECTS: dict[str, dict[str, Sent]] = {
         "tools": (TOOLS, {}),
         "tool_choice": ("none", {"tools": TOOLS}),
         "parallel_tool_calls": (False, FORCED),
+        "chat_template_kwargs": ({"tone": "Loudly. "}, {}),
     },
     "completions": {**SAMPLING, "prompt": ("SELECT price", {}), "logprobs": (2, {}), "echo": (True, {})},
     "embeddings": {
@@ -110,6 +111,7 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory, log: Path) -> Iterator[httpx.Client]:
     folders = [write_tiny(tmp_path_factory.mktemp("model"), seed=seed) for seed in (0, 1)]
+    (folders[0] / "chat_template.jinja").write_text(CHATML + "{{ tone or '' }}", encoding="utf-8")
     with (
         LLM(folders[0], dtype="float32", slots=4, name="tiny") as first,
         LLM(folders[1], dtype="float32", slots=4, name="second") as second,
@@ -220,3 +222,12 @@ def test_chances_of_the_prompt_are_shown_for_each_prompt_or_refused(client: http
         response = send(client, route, {"prompt_logprobs": 1, "stream": True})
         assert response.status_code == 400
         assert response.json()["error"]["param"] == "prompt_logprobs"
+
+
+def test_a_variable_that_the_template_does_not_ask_for_is_refused(client: httpx.Client) -> None:
+    answer = send(client, "chat", {"chat_template_kwargs": {"enable_thinking": False}})
+    assert answer.status_code == 400
+    assert "asks for no 'enable_thinking'; it asks for: tone" in answer.json()["error"]["message"]
+    answer = send(client, "chat", {"chat_template_kwargs": {"tools": []}})
+    assert answer.status_code == 400
+    assert "tools" in answer.json()["error"]["message"]

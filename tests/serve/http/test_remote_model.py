@@ -359,8 +359,10 @@ def test_what_is_sent(other: Scripted) -> None:
     assert {key: other.asked[3][1][key] for key in wanted} == wanted
     model.generate([replace(ASK, tools=tools, forced_tools=("f", "other"), parallel_tool_calls=False)])
     assert (other.asked[4][1]["tool_choice"], other.asked[4][1]["parallel_tool_calls"]) == ("required", False)
+    model.generate([replace(ASK, template_variables={"enable_thinking": False})])
+    assert other.asked[5][1]["chat_template_kwargs"] == {"enable_thinking": False}
     model.generate([replace(ASK, tools=tools, forced_tools=("other",))])
-    assert other.asked[5][1]["tool_choice"] == {"type": "function", "function": {"name": "other"}}
+    assert other.asked[6][1]["tool_choice"] == {"type": "function", "function": {"name": "other"}}
     for request in (replace(ASK, adapter="x"), replace(ASK, params=SamplingParams(prompt_logprobs=1))):
         with pytest.raises(UnsupportedError, match="is not supported by http"):
             model.generate([request])

@@ -349,7 +349,7 @@ def test_what_is_sent(other: Scripted) -> None:
         logit_bias={5: -1.0}, bad_words=("b",), stop_ids=(7,), min_tokens=2, ignore_end=True, logprobs=2,
         guide=Guide("regex", "a+"),
     )  # fmt: skip
-    other.answers = [answer(said("x"))] * 3
+    other.answers = [answer(said("x"))] * 4
     model.generate([replace(ASK, params=everything, timeout_seconds=3.0)])
     wanted = {
         "top_k": 3, "min_p": 0.1, "repetition_penalty": 1.1, "presence_penalty": 0.5, "frequency_penalty": 0.25,

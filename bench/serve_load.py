@@ -101,7 +101,7 @@ def _servers(peers: Sequence[str], *, slots: int, context: int, ours: Sequence[s
 
 
 def _body(prompt: str, tokens: int, **more: Any) -> dict[str, Any]:
-    return {"model": MODEL, "prompt": prompt, "max_tokens": tokens, "temperature": 0, "ignore_eos": True, **more}
+    return {"model": _model().stem, "prompt": prompt, "max_tokens": tokens, "temperature": 0, "ignore_eos": True, **more}
 
 
 def _asked(at: float, prompt: str, tokens: int, **more: Any) -> Asked:
@@ -250,7 +250,7 @@ def session(peers: Sequence[str], rounds: int) -> list[Row]:
 
     def kept(url: str, number: int) -> float:
         with httpx.Client(base_url=url.removesuffix("/v1"), timeout=600, trust_env=False) as http:
-            asked = {"model": MODEL, "interactive_mode": True, "request_output_len": 1, "temperature": 0}
+            asked = {"model": _model().stem, "interactive_mode": True, "request_output_len": 1, "temperature": 0}
             opened = http.post("/v1/chat/interactive", json={**asked, "prompt": f"{number} {history}"}).json()
             new = {**asked, "prompt": "And what follows from that?", "session_id": opened["session_id"], "stream": True}
             began = time.perf_counter()
@@ -263,7 +263,7 @@ def session(peers: Sequence[str], rounds: int) -> list[Row]:
     def anew(url: str, number: int) -> float:
         said = [{"role": "user", "content": f"{number + 500} {history}"}, {"role": "assistant", "content": "So."}]
         said.append({"role": "user", "content": "And what follows from that?"})
-        outcomes = drive(url, [Asked(0, {"model": MODEL, "messages": said, "max_tokens": 1, "temperature": 0})])
+        outcomes = drive(url, [Asked(0, {"model": _model().stem, "messages": said, "max_tokens": 1, "temperature": 0})])
         _told(outcomes)
         return outcomes[0].first
 

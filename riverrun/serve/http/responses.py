@@ -6,6 +6,7 @@ failed, or whose client went away, is not kept. Not offered: background, convers
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -73,7 +74,7 @@ class _Routes:
         """A page of the whole conversation that the response answers."""
         given = _query(request, "limit", "order", "after")
         limit, order, after = given.get("limit", str(_PAGE)), given.get("order", "desc"), given.get("after")
-        if not limit.isascii() or not limit.isdigit() or not 1 <= int(limit[:4]) <= _LONGEST_PAGE:
+        if not re.fullmatch("[0-9]{1,3}", limit) or not 1 <= int(limit) <= _LONGEST_PAGE:
             raise invalid("limit", limit, f"give 1 to {_LONGEST_PAGE}")
         if order not in ("asc", "desc"):
             raise invalid("order", order, "give asc or desc")

@@ -341,7 +341,9 @@ def test_parallel_calls_are_the_models_own_choice(http: httpx.Client) -> None:
     assert error["param"] == "parallel_tool_calls"
 
 
-@pytest.mark.parametrize("query", ["include=x", "stream=true", "starting_after=1", "limit=0", "limit=1e", "order=up"])
+@pytest.mark.parametrize(
+    "query", ["include=x", "stream=true", "starting_after=1", "limit=0", "limit=1e", "limit=010000", "order=up"]
+)
 def test_parameters_of_a_path_are_refused_by_name(http: httpx.Client, query: str) -> None:
     kept = post(http)["id"]
     path = f"{PATH}/{kept}" + ("/input_items" if query[0] in "lo" else "")

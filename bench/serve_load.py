@@ -101,7 +101,8 @@ def _servers(peers: Sequence[str], *, slots: int, context: int, ours: Sequence[s
 
 
 def _body(prompt: str, tokens: int, **more: Any) -> dict[str, Any]:
-    return {"model": _model().stem, "prompt": prompt, "max_tokens": tokens, "temperature": 0, "ignore_eos": True, **more}
+    plain = {"model": _model().stem, "prompt": prompt, "max_tokens": tokens, "temperature": 0, "ignore_eos": True}
+    return {**plain, **more}
 
 
 def _asked(at: float, prompt: str, tokens: int, **more: Any) -> Asked:

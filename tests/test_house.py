@@ -64,7 +64,9 @@ TORCH_FREE = [
     "train/objectives/config.py",
 ]
 """Files of the folders above that stay without."""
-EXTRAS_AT_TOP = [f"serve/http/{name}.py" for name in ("desk", "more", "openai", "status", "streaming")]
+EXTRAS_AT_TOP = [
+    f"serve/http/{name}.py" for name in ("desk", "messages", "more", "openai", "responses", "status", "streaming")
+]
 """Files beside those of TORCH that need an extra to be imported at all; others ask for it at construction."""
 
 FILE_LINES, FUNCTION_LINES = 600, 100

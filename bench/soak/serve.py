@@ -77,6 +77,8 @@ def _body(dice: random.Random, number: int) -> tuple[str, dict[str, Any]]:
         ("/v1/completions", prompt | {"n": 2}),
         ("/v1/chat/completions", chat | {"response_format": json_format, "max_tokens": 60}),
         ("/v1/chat/completions", chat | {"tools": [TOOL], "tool_choice": "required", "max_tokens": 60}),
+        ("/v1/responses", {"model": "tiny", "input": text, "max_output_tokens": tokens}),
+        ("/v1/messages", {key: chat[key] for key in ("model", "messages", "max_tokens")} | {"stream": True}),
         ("/v1/score", {"model": "tiny", "prefix": text, "continuations": [" yes", " no"]}),
         ("/v1/embeddings", {"model": "tiny", "input": [text, word]}),
         ("/get_ppl", {"model": "tiny", "input": text}),
@@ -123,9 +125,9 @@ async def _one(http: httpx.AsyncClient, dice: random.Random, number: int, tally:
 def _judge(status: int, lines: list[str], streamed: bool, path: str, tally: Tally) -> None:
     text = "".join(lines)
     if status == 200 and streamed:
-        whole = (
-            bool(lines) and (lines[-1] == "data: [DONE]" or '"finish_reason"' in lines[-1]) and '"error"' not in text
-        )
+        last = lines[-1] if lines else ""
+        ended = last == "data: [DONE]" or '"finish_reason"' in last or '"message_stop"' in last
+        whole = ended and '"error"' not in text
     else:
         whole = status == 200
     if whole:

@@ -100,7 +100,8 @@ class Completion:
     `steps` is what an agent did on the way, one mapping per tool call:
     {"tool", "arguments", "content", "data", "is_error"}; empty for a plain model. `unread` counts the tool calls of an
     agent's model that could not be read. `logprobs`: of every token of the answer, `prompt_logprobs`: of every token of
-    the prompt but its first, where the parameters asked for them.
+    the prompt but its first, where the parameters asked for them. `stopped_by`: which of the asked stop strings ended
+    it, "" for none or a model that does not tell.
     """
 
     message: Message
@@ -111,11 +112,13 @@ class Completion:
     unread: int = 0
     logprobs: tuple[TokenLogprob, ...] = ()
     prompt_logprobs: tuple[TokenLogprob, ...] = ()
+    stopped_by: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """A piece of a streamed answer. Tool calls come whole; the last delta alone has `finish_reason` and `usage`.
+    """A piece of a streamed answer. Tool calls come whole; the last delta alone has `finish_reason`, `usage` and
+    `stopped_by`.
 
     `step` reports a finished tool call of an agent, in the form of `Completion.steps`. `reasoning` is a piece of what
     the model thinks before its answer.
@@ -128,6 +131,7 @@ class Delta:
     usage: Usage | None = None
     logprobs: tuple[TokenLogprob, ...] = ()
     reasoning: str = ""
+    stopped_by: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -371,11 +371,15 @@ class TokenLogprob:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens of one or more requests; `cached_tokens` are prompt tokens that were not computed again."""
+    """Tokens of one or more requests; `cached_tokens` are prompt tokens that were not computed again.
+
+    `reasoning_tokens` are those of the answer that stand in its thought, tags included; 0 where a model does not tell.
+    """
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
+    reasoning_tokens: int = 0
 
     @property
     def total_tokens(self) -> int:
@@ -386,6 +390,7 @@ class Usage:
             self.prompt_tokens + other.prompt_tokens,
             self.completion_tokens + other.completion_tokens,
             self.cached_tokens + other.cached_tokens,
+            self.reasoning_tokens + other.reasoning_tokens,
         )
 
     @classmethod

@@ -303,7 +303,10 @@ def _usage(value: Any) -> Usage:
         return Usage()
     details = value.get("prompt_tokens_details")
     cached = details.get("cached_tokens") if isinstance(details, Mapping) else 0
-    return Usage(int(value.get("prompt_tokens") or 0), int(value.get("completion_tokens") or 0), int(cached or 0))
+    details = value.get("completion_tokens_details")
+    thought = details.get("reasoning_tokens") if isinstance(details, Mapping) else 0
+    prompt, answer = int(value.get("prompt_tokens") or 0), int(value.get("completion_tokens") or 0)
+    return Usage(prompt, answer, int(cached or 0), int(thought or 0))
 
 
 def _logprob(value: Any) -> float:

@@ -10,13 +10,20 @@ __all__ = ["TextStream"]
 
 
 class TextStream:
-    """`push` gives text that is final. Once a stop string stands in the text, `stopped` is true and nothing follows."""
+    """`push` gives text that is final. Once a stop string stands in the text, `stopped` is true and nothing follows.
+
+    `stopped_by` is that string, the first of them where several begin at one place.
+    """
 
     def __init__(self, tokenizer: Tokenizer, stops: Sequence[str]) -> None:
         self._decoder = StreamDecoder(tokenizer)
         self._stops = tuple(stops)
         self._held = ""
-        self.stopped = False
+        self.stopped_by = ""
+
+    @property
+    def stopped(self) -> bool:
+        return bool(self.stopped_by)
 
     def push(self, token_id: int) -> str:
         return self._take(self._decoder.push(token_id))
@@ -32,10 +39,11 @@ class TextStream:
         if self.stopped:
             return ""
         text = self._held + piece
-        found = [at for at in (text.find(stop) for stop in self._stops) if at >= 0]
+        found = [(at, stop) for stop in self._stops if (at := text.find(stop)) >= 0]
         if found:
-            self.stopped, self._held = True, ""
-            return text[: min(found)]
+            end, self.stopped_by = min(found, key=lambda each: each[0])
+            self._held = ""
+            return text[:end]
         keep = max((_overlap(text, stop) for stop in self._stops), default=0)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from collections.abc import Sequence as Seq
+from dataclasses import replace
 from functools import cached_property
 
 from riverrun.base.errors import CapacityError, InputError
@@ -143,9 +144,12 @@ class Texts:
         reason, usage = self.result(sequence)
         text = TextStream(self.tokenizer, self.stops(request))
         shown = sequence.output[:-1] if self._ends(sequence, -1) else sequence.output
-        raw = "".join(text.push(i) for i in shown) + text.close()
         parser = self._parser(request, sequence)
-        pieces = [*parser.feed(raw), *parser.close()]
+        written = [text.push(i) for i in shown]
+        pieces = [piece for part in written for piece in parser.feed(part)]
+        written.append(text.close())
+        pieces += [*parser.feed_rest(written[-1]), *parser.close()]
+        raw = "".join(written)
         parsed = collect([piece for piece in pieces if not isinstance(piece, Thought)])
         thought = "".join(piece.text for piece in pieces if isinstance(piece, Thought))
         content = (Text(parsed.text),) if parsed.text else ()
@@ -153,10 +157,11 @@ class Texts:
         return Completion(
             message,
             "tool_calls" if parsed.calls else reason,
-            usage,
+            replace(usage, reasoning_tokens=parser.thought_pieces),
             raw,
             logprobs=tuple(map(self.logprob, sequence.chosen[: len(shown)])),
             prompt_logprobs=self._prompt_logprobs(sequence),
+            stopped_by=_asked_stop(request, text),
         )
 
     def _parser(self, request: Request, sequence: Sequence) -> ThoughtParser:
@@ -185,7 +190,7 @@ class Texts:
 
         def made(piece: str, *, last: bool = False) -> Iterator[Delta]:
             nonlocal waiting, called
-            for item in parser.feed(piece) + (parser.close() if last else []):
+            for item in [*parser.feed_rest(piece), *parser.close()] if last else parser.feed(piece):
                 if isinstance(item, str) and item:
                     yield Delta(text=item, logprobs=waiting)
                 elif isinstance(item, Thought):
@@ -206,7 +211,10 @@ class Texts:
         yield from made(text.close(), last=True)
         if waiting:
             yield Delta(logprobs=waiting)
-        yield Delta(finish_reason="tool_calls" if called else reason, usage=usage)
+        usage = replace(usage, reasoning_tokens=parser.thought_pieces)
+        yield Delta(
+            finish_reason="tool_calls" if called else reason, usage=usage, stopped_by=_asked_stop(request, text)
+        )
 
     def logprob(self, chosen: Chosen) -> TokenLogprob:
         near = tuple(TokenLogprob(i, self.piece(i), p) for i, p in chosen.top)
@@ -228,3 +236,8 @@ class Texts:
     def token_bytes(self) -> list[bytes]:
         """The bytes of every token."""
         return token_bytes(json.loads(self.tokenizer.to_json()), self.tokenizer.vocab_size)
+
+
+def _asked_stop(request: Request, text: TextStream) -> str:
+    """The stop string that ended the text, if it is one that was asked for and no mark of the tool-call format."""
+    return text.stopped_by if text.stopped_by in request.params.stop else ""

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from riverrun import __version__
 from riverrun.base.optional import require
-from riverrun.web.errors import HttpError, error_body, json_bytes, to_http_error
+from riverrun.web.errors import Dialect, HttpError, json_bytes, to_http_error
 from riverrun.web.keys import Key, KeyRing
 
 if TYPE_CHECKING:
@@ -47,13 +47,15 @@ def make_web_app(
     allowed_hosts: Sequence[str] = (),
     allowed_origins: Sequence[str] = (),
     health: Callable[[], Mapping[str, Any]] | None = None,
+    dialects: Mapping[str, Dialect] | None = None,
 ) -> FastAPI:
     """A guarded FastAPI app with `GET /health`.
 
-    With `api_keys`, every path but `open_paths` needs `Authorization: Bearer KEY`. Without keys, a server bound to the
-    loopback interface answers only to local names and `allowed_hosts` (a web page elsewhere cannot reach it by a
-    name that points here). Web pages of `allowed_origins` ("*": of any) may read the answers. `health` adds fields to
-    the health answer; it must return at once.
+    With `api_keys`, every path but `open_paths` needs `Authorization: Bearer KEY` or `X-Api-Key: KEY`. Without keys, a
+    server bound to the loopback interface answers only to local names and `allowed_hosts` (a web page elsewhere cannot
+    reach it by a name that points here). Web pages of `allowed_origins` ("*": of any) may read the answers. `health`
+    adds fields to the health answer; it must return at once. `dialects`: how the routes at and below a path speak,
+    where not as all others.
     """
     require("fastapi", extra="serve")
     from fastapi import FastAPI, Request, Response
@@ -63,8 +65,10 @@ def make_web_app(
     ring = api_keys if isinstance(api_keys, KeyRing) else KeyRing.of(api_keys)
     app = FastAPI(title=title, version=__version__, docs_url=None, redoc_url=None)
 
-    def answer(error: HttpError) -> Response:
-        return Response(json_bytes(error_body(error)), error.status, error.headers, media_type="application/json")
+    def answer(request: Request, error: HttpError) -> Response:
+        dialect = _dialect(request.url.path, dialects or {})
+        body = dialect.error_body(error, str(request.scope.get("riverrun.request_id", "")))
+        return Response(json_bytes(body), error.status, error.headers, media_type="application/json")
 
     async def on_http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
@@ -74,13 +78,13 @@ def make_web_app(
             message, code = f"{request.url.path} does not answer to {request.method}", "method_not_allowed"
         else:
             message, code = str(error.detail), "invalid_request"
-        return answer(HttpError(error.status_code, message, code=code, headers=dict(error.headers or {})))
+        return answer(request, HttpError(error.status_code, message, code=code, headers=dict(error.headers or {})))
 
     async def on_validation(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        return answer(HttpError(400, f"{where}: {first['msg']}", code="invalid_request", param=where))
+        return answer(request, HttpError(400, f"{where}: {first['msg']}", code="invalid_request", param=where))
 
     async def get_health() -> Response:
         body = {"status": "ok", "version": __version__, **(health() if health else {})}
@@ -95,6 +99,7 @@ def make_web_app(
         max_body_bytes=max_body_bytes,
         open_paths=frozenset(open_paths),
         allowed_hosts=frozenset(host.lower() for host in allowed_hosts),
+        dialects=dialects or {},
     )
     if allowed_origins:
         from starlette.middleware.cors import CORSMiddleware
@@ -102,9 +107,9 @@ def make_web_app(
         app.add_middleware(
             CORSMiddleware,
             allow_origins=list(allowed_origins),
-            allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", "Content-Type", "X-Request-Id"],
-            expose_headers=["X-Request-Id", "Retry-After"],
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["Authorization", "Content-Type", "X-Request-Id", "X-Api-Key", "Anthropic-Version"],
+            expose_headers=["X-Request-Id", "Request-Id", "Retry-After"],
         )
     return app
 
@@ -123,9 +128,10 @@ class Guard:
         max_body_bytes: int,
         open_paths: frozenset[str],
         allowed_hosts: frozenset[str],
+        dialects: Mapping[str, Dialect],
     ) -> None:
         self.app, self.keys, self.max_body_bytes = app, keys, max_body_bytes
-        self.open_paths, self.allowed_hosts = open_paths, allowed_hosts
+        self.open_paths, self.allowed_hosts, self.dialects = open_paths, allowed_hosts, dialects
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -135,13 +141,13 @@ class Guard:
         given_id = headers.get(b"x-request-id", b"")
         request_id = given_id.decode() if _REQUEST_ID.fullmatch(given_id) else uuid.uuid4().hex
         scope["riverrun.request_id"] = request_id
-        started = False
+        started, dialect = False, _dialect(scope["path"], self.dialects)
 
         async def send_marked(event: Event) -> None:
             nonlocal started
             if event["type"] == "http.response.start":
                 started = True
-                event["headers"] = [*event.get("headers", []), *_headers_not_in(event, request_id)]
+                event["headers"] = [*event.get("headers", []), *_headers_not_in(event, request_id, dialect)]
             await send(event)
 
         try:
@@ -159,7 +165,7 @@ class Guard:
             if failure.status >= 500:
                 _LOG.error("request %s: %s %s failed", request_id, scope["method"], scope["path"], exc_info=error)
             extra = [(name.lower().encode(), value.encode()) for name, value in failure.headers.items()]
-            content = json_bytes(error_body(failure))
+            content = json_bytes(dialect.error_body(failure, request_id))
             length = (b"content-length", str(len(content)).encode())
             kind = (b"content-type", b"application/json")
             await send_marked(
@@ -186,12 +192,14 @@ class Guard:
         if not self.keys or scope["path"] in self.open_paths:
             return None
         scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
+        if not scheme:
+            scheme, given = b"bearer", headers.get(b"x-api-key", b"")
         found = self.keys.find(given.strip())
         if scheme.lower() != b"bearer" or found is None:
             what = "the API key is wrong" if given else "an API key is needed"
             raise HttpError(
                 401,
-                f"{what}: send 'Authorization: Bearer KEY'",
+                f"{what}: send 'Authorization: Bearer KEY' or 'X-Api-Key: KEY'",
                 code="invalid_api_key",
                 kind="authentication_error",
                 headers={"WWW-Authenticate": "Bearer"},
@@ -221,7 +229,7 @@ class Guard:
         return b"".join(chunks)
 
 
-def _headers_not_in(event: Event, request_id: str) -> list[tuple[bytes, bytes]]:
+def _headers_not_in(event: Event, request_id: str, dialect: Dialect) -> list[tuple[bytes, bytes]]:
     """The headers every answer carries, less those that the route set itself."""
     present = {name.lower() for name, _ in event.get("headers", [])}
     wanted = [
@@ -230,7 +238,18 @@ def _headers_not_in(event: Event, request_id: str) -> list[tuple[bytes, bytes]]:
         (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
         (b"cache-control", b"no-store"),
     ]
+    if dialect.id_header:
+        wanted.append((dialect.id_header.lower().encode(), request_id.encode()))
     return [header for header in wanted if header[0] not in present]
+
+
+_PLAIN = Dialect()
+
+
+def _dialect(path: str, dialects: Mapping[str, Dialect]) -> Dialect:
+    """Of the first entry that the path is, or stands below."""
+    found = (each for top, each in dialects.items() if path == top or path.startswith(f"{top}/"))
+    return next(found, _PLAIN)
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

@@ -1,10 +1,14 @@
-"""Errors as HTTP answers, in the JSON form that OpenAI clients read: {"error": {message, type, param, code}}."""
+"""Errors as HTTP answers, in the JSON form that OpenAI clients read: {"error": {message, type, param, code}}.
+
+Routes whose clients read another form have a `Dialect`.
+"""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from riverrun.base.errors import (
@@ -18,7 +22,7 @@ from riverrun.base.errors import (
     UnsupportedError,
 )
 
-__all__ = ["HttpError", "error_body", "json_bytes", "to_http_error"]
+__all__ = ["Dialect", "HttpError", "error_body", "json_bytes", "to_http_error"]
 
 
 RETRY_SECONDS = "1"
@@ -69,6 +73,15 @@ def to_http_error(error: Exception, *, request_id: str = "") -> HttpError:
 
 def error_body(error: HttpError) -> dict[str, Any]:
     return {"error": {"message": str(error), "type": error.kind, "param": error.param, "code": error.code}}
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """How the routes below one path speak: the body of an error (and the request's id), and one more header that
+    carries this id in every answer."""
+
+    error_body: Callable[[HttpError, str], dict[str, Any]] = lambda error, request_id: error_body(error)
+    id_header: str = ""
 
 
 def json_bytes(value: Any) -> bytes:

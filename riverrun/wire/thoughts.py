@@ -36,9 +36,22 @@ class ThoughtParser:
         self.inner = inner
         self._state = {True: "think", False: "begin", None: "text"}[thinking]  # then gap, text
         self._held = ""
+        self._opened = thinking is True
+        self._fed = 0
+        self.thought_pieces = 0
+        """Pieces that were fed until the thought was over; 0 without one."""
         self._bare = True  # of a thought: nothing of it was seen but white space
 
     def feed(self, delta: str) -> list[Piece | Thought]:
+        self._fed += 1
+        before = self._state in ("begin", "think")
+        out = self._run(delta, final=False)
+        if self._opened and before:
+            self.thought_pieces = self._fed
+        return out
+
+    def feed_rest(self, delta: str) -> list[Piece | Thought]:
+        """What was held back of pieces that were fed: it counts as none."""
         return self._run(delta, final=False)
 
     def close(self) -> list[Piece | Thought]:
@@ -52,6 +65,7 @@ class ThoughtParser:
             start = self._held.lstrip()
             if start.startswith(THINK):
                 self._state, self._held = "think", start[len(THINK) :]
+                self._opened = True
             elif final or not THINK.startswith(start):
                 self._state = "text"
         if self._state == "think":

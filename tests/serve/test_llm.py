@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from riverrun.models.load import load_checkpoint, load_model
 from riverrun.models.tokenizer import Tokenizer
 from riverrun.serve.llm import LLM
 from riverrun.serve.pace import Pace
+from riverrun.serve.request import Sequence
 from riverrun.serve.sampler import choose
 from riverrun.serve.stream import TextStream
 from tests.tiny_model import write_tiny
@@ -195,6 +197,36 @@ def test_stop_strings_never_show(text: str, stops: list[str], tmp_path_factory: 
     if not any(stop in text for stop in stops):
         assert shown == text
     assert stream.stopped == any(stop in text for stop in stops)
+    assert not stream.stopped or text.startswith(shown + stream.stopped_by)
+
+
+@pytest.mark.parametrize(
+    ("text", "thought", "answer", "stopped_by"),
+    [
+        ("<think>\nWell.\n</think>\nSalt is 12.50 END pounds", "Well.", "Salt is 12.50 ", "END"),
+        ("Salt is 12.50 <tool_response>", "", "Salt is 12.50 ", ""),
+        ("<think>never ends", "never ends", "", ""),
+    ],
+)
+def test_thoughts_are_counted_and_the_stop_is_named(
+    model: LLM, text: str, thought: str, answer: str, stopped_by: str
+) -> None:
+    """Streamed and whole, of ids that an engine might have given."""
+    tools = (ToolSpec("look", "", {"type": "object"}),)
+    request = Request((Message.of("user", "x"),), params=SamplingParams(stop=("nowhere", "END")), tools=tools)
+    texts = model._texts
+    ids = texts.tokenizer.encode(text)
+    sequence = Sequence(texts.prompt(request), request.params, 512, output=ids, finish_reason="stop")
+    sequence.news = queue.SimpleQueue()
+    for token in (*ids, None):
+        sequence.news.put(token)
+    done, pieces = texts.completion(request, sequence), list(texts.deltas(request, sequence))
+    assert (done.message.reasoning, done.message.text, done.stopped_by) == (thought, answer, stopped_by)
+    assert "".join(piece.reasoning for piece in pieces) == thought
+    assert (pieces[-1].usage, pieces[-1].stopped_by) == (done.usage, stopped_by)
+    end = text.find("</think>") + len("</think>") if "</think>" in text else len(text) if thought else 0
+    close = len(texts.tokenizer.encode(text[:end]))
+    assert abs(done.usage.reasoning_tokens - close) <= 1, "a token may hold the end of the tag and more"
 
 
 def test_prompts_of_other_lengths_share_no_tokens_where_the_rotary_base_follows_them(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from riverrun.base.types import ToolCall
@@ -50,9 +50,30 @@ def test_calls_stand_behind_a_thought_and_not_in_it() -> None:
     assert [call.name for call in calls] == ["f"]
 
 
+@pytest.mark.parametrize(
+    ("pieces", "thinking", "count"),
+    [
+        (["\n", "<thi", "nk>", "a", "</think>", "\n", "b"], False, 5),
+        (["<think>a</think>b", "c"], False, 1),
+        (["a", "</think>", "b"], True, 2),
+        (["<think>", "never", "ends"], False, 3),
+        (["<thin", "g"], False, 0),
+        (["<think>", "a"], None, 0),
+    ],
+)
+def test_pieces_of_a_thought_are_counted(pieces: list[str], thinking: bool | None, count: int) -> None:
+    parser = ThoughtParser(thinking=thinking)
+    for piece in pieces:
+        parser.feed(piece)
+    parser.feed_rest("held back")
+    parser.close()
+    assert parser.thought_pieces == count
+
+
 ALPHABET = ["<think>", "</think>", "<", "think", "</", ">", " ", "\n", "a", "字", CALL]
 
 
+@settings(deadline=None)  # a busy machine is no failure
 @given(st.lists(st.sampled_from(ALPHABET), max_size=12), st.booleans(), st.booleans(), st.data())
 def test_cuts_change_nothing(parts: list[str], thinking: bool, inner: bool, data: st.DataObject) -> None:
     text = "".join(parts)

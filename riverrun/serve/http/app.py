@@ -34,8 +34,8 @@ def make_app(
     log: Path | None = None,
     log_texts: bool = False,
 ) -> FastAPI:
-    """OpenAI's routes (`openai`), those beside them (`more`), /health, /ready, /metrics; with `page` a chat
-    page at / and how the server does at /monitor.
+    """OpenAI's routes (`openai`, `responses`), Anthropic's (`messages`), those beside them (`more`), /health, /ready,
+    /metrics; with `page` a chat page at / and how the server does at /monitor.
 
     `models` is read at each request, so it may gain and lose models while serving. See `make_web_app` for keys, body
     limit, hosts and origins. A silent stream gets a comment every `keep_alive_seconds`. `sessions` and `adapters` are
@@ -44,8 +44,11 @@ def make_app(
     """
     require("fastapi", extra="serve")
     from riverrun.serve.http.desk import HttpDesk
+    from riverrun.serve.http.messages import add_messages
+    from riverrun.serve.http.messages_events import DIALECT
     from riverrun.serve.http.more import add_more
     from riverrun.serve.http.openai import add_routes
+    from riverrun.serve.http.responses import add_responses
     from riverrun.serve.http.status import add_status
 
     app = make_web_app(
@@ -55,9 +58,12 @@ def make_app(
         allowed_hosts=allowed_hosts,
         allowed_origins=allowed_origins,
         open_paths=("/health", "/ready", *(("/", "/monitor") if page else ())),
+        dialects={"/v1/messages": DIALECT},
     )
     desk = HttpDesk(models, keep_alive_seconds=keep_alive_seconds, timeout_seconds=timeout_seconds)
     add_routes(app, desk)
+    add_responses(app, desk)
+    add_messages(app, desk)
     add_more(app, desk, sessions=sessions, adapters=adapters)
     add_status(app, desk)
     if log is not None:

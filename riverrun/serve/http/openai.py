@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -176,16 +177,18 @@ def usage_of(completions: Sequence[Completion], answers: int) -> dict[str, Any]:
 
 def total_of(usages: Sequence[Usage], answers: int) -> Usage:
     first = Usage.total(usages[::answers])
-    return Usage(first.prompt_tokens, sum(usage.completion_tokens for usage in usages), first.cached_tokens)
+    total = Usage.total(usages)
+    return replace(total, prompt_tokens=first.prompt_tokens, cached_tokens=first.cached_tokens)
 
 
 def usage_body(usage: Usage) -> dict[str, Any]:
+    thought = {"completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens}}
     return {
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.total_tokens,
         "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
-    }
+    } | (thought if usage.reasoning_tokens else {})
 
 
 def _call(call: ToolCall) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -40,6 +40,8 @@ Count = Annotated[int, Field(ge=0, lt=2**31)]
 
 class StrictBody(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+    refused: ClassVar[Mapping[str, tuple[tuple[Any, ...], str]]] = {}
+    """Known fields that are not offered, where they are others than those of chat completions."""
 
     model: str = Field(description="one of the ids that GET /v1/models lists")
 
@@ -177,8 +179,9 @@ B = TypeVar("B", bound=StrictBody)
 def read_body(model: type[B], data: Mapping[str, Any]) -> B:
     """The validated body; HttpError 400 names the field, its value and what is supported."""
     given = {key: value for key, value in data.items() if value is not None}
-    for name in [name for name in given if name not in model.model_fields and name in REFUSED]:
-        allowed, advice = REFUSED[name]
+    refused = getattr(model, "refused", {}) or REFUSED
+    for name in [name for name in given if name not in model.model_fields and name in refused]:
+        allowed, advice = refused[name]
         if not any(_same(given[name], value) for value in allowed):
             raise _unsupported(name, given[name], advice)
         del given[name]

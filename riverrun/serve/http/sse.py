@@ -6,11 +6,12 @@ times are skipped: no OpenAI-style stream uses them.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from riverrun.web.errors import json_bytes
 
-__all__ = ["DONE", "KEEP_ALIVE", "EventParser", "event_bytes"]
+__all__ = ["DONE", "KEEP_ALIVE", "EventParser", "event_bytes", "named_event_bytes"]
 
 DONE = b"data: [DONE]\n\n"
 KEEP_ALIVE = b": keep-alive\n\n"
@@ -20,6 +21,11 @@ _BOM = b"\xef\xbb\xbf"
 def event_bytes(value: Any) -> bytes:
     """One event whose data is the value's JSON (which holds no line break)."""
     return b"data: " + json_bytes(value) + b"\n\n"
+
+
+def named_event_bytes(value: Mapping[str, Any]) -> bytes:
+    """The same under the name that stands in its `type`."""
+    return f"event: {value['type']}\n".encode() + event_bytes(value)
 
 
 class EventParser:

@@ -11,16 +11,16 @@ import asyncio
 import logging
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from riverrun.base.protocols import Delta
-from riverrun.serve.http.sse import DONE, KEEP_ALIVE, event_bytes
+from riverrun.serve.http.sse import DONE, KEEP_ALIVE, event_bytes, named_event_bytes
 from riverrun.web.errors import HttpError, error_body, to_http_error
 
-__all__ = ["Chunks", "EventStream", "Piece", "disconnected", "run_in_thread"]
+__all__ = ["Chunks", "EventStream", "NamedEvents", "Piece", "disconnected", "run_in_thread"]
 
 Piece = tuple[int, Delta]
 """The number of an answer, and the next piece of it."""
@@ -37,6 +37,13 @@ class Chunks(Protocol):
     def delta(self, delta: Delta, index: int = 0) -> list[dict[str, Any]]:
         """Of the answer of that number."""
         ...
+
+
+@runtime_checkable
+class NamedEvents(Chunks, Protocol):
+    """Chunks that go out as events named by their `type`, and say themselves how the stream ends."""
+
+    def end(self, failure: HttpError | None) -> list[dict[str, Any]]: ...
 
 
 async def run_in_thread(call: Callable[[], T]) -> T:
@@ -123,6 +130,7 @@ class EventStream(Response):
         self.headers["cache-control"] = "no-store"
         self.headers["x-accel-buffering"] = "no"
         self._make, self._chunks, self._keep_alive = make, chunks, keep_alive_seconds
+        self._bytes = named_event_bytes if isinstance(chunks, NamedEvents) else event_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         pump = _Pump(self._make)
@@ -138,14 +146,14 @@ class EventStream(Response):
         if isinstance(item, Exception):
             raise item
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        data, finished = b"".join(map(event_bytes, self._chunks.start())), False
+        data, finished = b"".join(map(self._bytes, self._chunks.start())), False
         while not gone.done():
             more = True
             if item is _QUIET:
                 data += KEEP_ALIVE
             elif isinstance(item, tuple):
                 index, delta = item
-                data += b"".join(map(event_bytes, self._chunks.delta(delta, index)))
+                data += b"".join(map(self._bytes, self._chunks.delta(delta, index)))
                 finished = finished or delta.finish_reason is not None
             else:
                 data, more = data + self._ending(item, finished), False
@@ -158,17 +166,18 @@ class EventStream(Response):
             data, item = b"", await self._next(pump, gone)
 
     def _ending(self, item: Piece | BaseException | object | None, finished: bool) -> bytes:
+        failure = None
         if isinstance(item, Exception):
             failure = to_http_error(item)
             if failure.status >= 500:
                 _LOG.error("a stream failed after it had begun", exc_info=item)
-            return event_bytes(error_body(failure)) + DONE
-        if not finished:
-            cut = HttpError(
+        elif not finished:
+            failure = HttpError(
                 500, "the model ended its answer without a finish reason", kind="server_error", code="failed"
             )
-            return event_bytes(error_body(cut)) + DONE
-        return DONE
+        if isinstance(self._chunks, NamedEvents):
+            return b"".join(map(named_event_bytes, self._chunks.end(failure)))
+        return (event_bytes(error_body(failure)) if failure else b"") + DONE
 
     async def _next(self, pump: _Pump, gone: asyncio.Future[None]) -> Piece | BaseException | object | None:
         if not pump.queue.empty():

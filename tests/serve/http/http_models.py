@@ -9,10 +9,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
+from hypothesis import strategies as st
 
 from riverrun.base.fakes import FakeModel
 from riverrun.base.protocols import Completion, Delta, Request
-from riverrun.base.types import Message, ToolCall, Usage
+from riverrun.base.types import FinishReason, Message, ToolCall, Usage
+from riverrun.wire.hermes import HERMES
+from riverrun.wire.thoughts import Thought, ThoughtParser
 
 PATIENCE_SECONDS = 30.0
 STEPS = (
@@ -117,6 +120,63 @@ class FailingModel(FakeModel):
         for _ in range(self.after):
             yield Delta(text="x")
         raise self.error
+
+
+class RawModel(FakeModel):
+    """Writes given pieces of raw text, marks of thoughts and calls included, read as an engine's answer is."""
+
+    def __init__(self, pieces: Sequence[str], *, reason: FinishReason = "stop", stopped_by: str = "") -> None:
+        super().__init__(name="raw")
+        self.pieces, self.reason, self.stopped_by = tuple(pieces), reason, stopped_by
+
+    def _deltas(self, request: Request, pieces: Sequence[str]) -> Iterator[Delta]:
+        parser = ThoughtParser(HERMES.parser(request.tools))
+        called = False
+        for part in [*(found for piece in pieces for found in parser.feed(piece)), *parser.close()]:
+            if isinstance(part, Thought):
+                yield Delta(reasoning=part.text)
+            elif isinstance(part, ToolCall):
+                called = True
+                yield Delta(tool_calls=(part,))
+            elif isinstance(part, str) and part:
+                yield Delta(text=part)
+        reason: FinishReason = "tool_calls" if called else self.reason
+        yield Delta(finish_reason=reason, usage=Usage(9, 7, 4, 2), stopped_by=self.stopped_by)
+
+    def generate(self, requests: Sequence[Request]) -> list[Completion]:
+        self.requests += requests
+        out = []
+        for request in requests:
+            found = list(self._deltas(request, ["".join(self.pieces)]))
+            calls = tuple(call for delta in found for call in delta.tool_calls)
+            text, thought = "".join(d.text for d in found), "".join(d.reasoning for d in found)
+            last = found[-1]
+            assert last.finish_reason is not None
+            assert last.usage is not None
+            message = Message.of("assistant", text, tool_calls=calls, reasoning=thought)
+            out.append(Completion(message, last.finish_reason, last.usage, stopped_by=last.stopped_by))
+        return out
+
+    def stream(self, request: Request) -> Iterator[Delta]:
+        self.requests.append(request)
+        yield from self._deltas(request, self.pieces)
+
+
+RAW_TEXTS = st.lists(
+    st.sampled_from(
+        ["<think>", "</think>", "Let me see. ", "\n", " 你好", "<tool_call>\n",
+         '{"name": "look", "arguments": {"q": "中"}}',
+         "\n</tool_call>", "12.5", "<", "<tool_response>"]
+    ),
+    max_size=9,
+).map("".join)  # fmt: skip
+"""What a model may write: thoughts, text and calls in any order, whole and broken."""
+
+
+def cut(text: str, places: Sequence[int]) -> list[str]:
+    """The text in pieces that end at these places."""
+    ends = sorted({place % (len(text) + 1) for place in places} | {len(text)})
+    return [text[a:b] for a, b in zip([0, *ends], ends, strict=False)]
 
 
 def echo(request: Request) -> str:

@@ -13,6 +13,7 @@ from http_models import PATIENCE_SECONDS, STEPS, MeetingModel, PiecesModel, requ
 from riverrun.base.fakes import FakeModel
 from riverrun.base.protocols import Completion, Request
 from riverrun.base.types import Message, SamplingParams, ToolCall, Usage
+from riverrun.serve.client import RemoteModel
 from riverrun.serve.http.server import BackgroundServer
 
 openai = require_or_skip("openai", "openai")
@@ -165,10 +166,14 @@ def test_models_carry_their_identity(client: openai.OpenAI, models: dict[str, Fa
     assert one.model_extra["modalities"] == ["text"]
 
 
-def test_cached_tokens_are_told(client: openai.OpenAI, models: dict[str, FakeModel]) -> None:
-    models["cached"] = PiecesModel(usage=Usage(10, 2, 8))
-    usage = client.chat.completions.create(model="cached", messages=ASK).usage
+def test_cached_and_thought_tokens_are_told(client: openai.OpenAI, models: dict[str, FakeModel]) -> None:
+    models["cached"] = PiecesModel(usage=Usage(10, 2, 8, 1))
+    usage = client.chat.completions.create(model="cached", messages=ASK, n=2).usage
     assert (usage.prompt_tokens, usage.prompt_tokens_details.cached_tokens) == (10, 8)
+    assert (usage.completion_tokens, usage.completion_tokens_details.reasoning_tokens) == (4, 2)
+    with RemoteModel(str(client.base_url), "cached") as remote:
+        [done] = remote.generate([Request((Message.of("user", "x"),))])
+        assert done.usage == list(remote.stream(Request((Message.of("user", "x"),))))[-1].usage == Usage(10, 2, 8, 1)
 
 
 @pytest.mark.parametrize("stream", [False, True])

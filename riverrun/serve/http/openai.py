@@ -6,6 +6,7 @@ digest, context_length, template_sha256, modalities in the list of models.
 
 from __future__ import annotations
 
+import re
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -192,8 +193,13 @@ def usage_body(usage: Usage) -> dict[str, Any]:
 
 
 def _call(call: ToolCall) -> dict[str, Any]:
-    """A tool call in OpenAI's form; a model that names no id gets one here."""
-    return {**call.to_openai(), "id": call.id or f"call_{uuid.uuid4().hex[:24]}"}
+    """A tool call in OpenAI's form. One whose model gave no id, or a number within the answer, gets an id of its own:
+    later turns name it."""
+    own = call.id if call.id and not _NUMBER.fullmatch(call.id) else f"call_{uuid.uuid4().hex[:24]}"
+    return {**call.to_openai(), "id": own}
+
+
+_NUMBER = re.compile(r"call_\d+")
 
 
 def _message(completion: Completion) -> dict[str, Any]:

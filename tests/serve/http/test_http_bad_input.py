@@ -47,7 +47,6 @@ def post(http: httpx.Client, path: str = "/v1/chat/completions", **fields: Any) 
         ("truncate_prompt_tokens", 100),
         ("skip_special_tokens", False),
         ("include_stop_str_in_output", True),
-        ("chat_template_kwargs", {"enable_thinking": False}),
         ("continue_final_message", True),
         ("prediction", {"type": "content", "content": "x"}),
         ("modalities", ["text", "audio"]),

@@ -19,7 +19,7 @@ from riverrun.serve.http.app import make_app
 from riverrun.serve.http.schema import ChatBody, CompletionBody
 from riverrun.serve.http.server import BackgroundServer
 from riverrun.serve.llm import LLM
-from tests.tiny_model import write_tiny
+from tests.tiny_model import CHATML, write_tiny
 
 ASKED = [{"role": "user", "content": "How much is the book about salt?"}]
 TEXT = "How much is the book? How much is the"
@@ -45,6 +45,7 @@ def checks(*fields: str) -> Callable[[Callable[[Ask, Ask], None]], Callable[[Ask
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LLM, httpx.Client]]:
     folder = write_tiny(tmp_path_factory.mktemp("tiny"), max_position_embeddings=1024)
+    (folder / "chat_template.jinja").write_text(CHATML + "{{ tone or '' }}", encoding="utf-8")
     with LLM(folder, dtype="float32", slots=8, name="tiny") as model, BackgroundServer(make_app({"tiny": model})) as on:
         with httpx.Client(base_url=on.url, timeout=120, trust_env=False) as client:
             yield model, client
@@ -279,6 +280,14 @@ def _stream(chat: Ask, complete: Ask) -> None:
             assert said == text(whole, index)
         assert events[-1]["usage"] == whole["usage"]
         assert not any(event.get("usage") for event in ask(stream=True)["events"])
+
+
+@checks("chat_template_kwargs")
+def _template_variables(chat: Ask, complete: Ask) -> None:
+    plain, loud = (chat(chat_template_kwargs=given)["usage"]["prompt_tokens"] for given in ({}, {"tone": "LOUD"}))
+    assert loud > plain
+    refused = chat(chat_template_kwargs={"enable_thinking": False})["error"]["message"]
+    assert "asks for no 'enable_thinking'; it asks for: tone" in refused
 
 
 @checks("tools", "tool_choice", "parallel_tool_calls")

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from riverrun.base.errors import InputError
 from riverrun.base.types import SamplingParams
 
 __all__ = ["Chosen", "Sampler", "choose", "generator", "ranked"]
@@ -48,8 +49,8 @@ def ranked(logits: Logits, token: int, count: int) -> Chosen:
 
 
 def generator(params: SamplingParams) -> np.random.Generator:
-    """The random stream of one request; without a seed it is fresh."""
-    return np.random.default_rng(params.seed)
+    """The random stream of one request; without a seed it is fresh. A seed below 0 counts back from 2**64."""
+    return np.random.default_rng(None if params.seed is None else params.seed % 2**64)
 
 
 class Sampler:
@@ -123,6 +124,11 @@ class Sampler:
             logits[self._ends] = NEVER
         if allowed is not None:
             logits[~allowed[: len(logits)]] = NEVER
+        if logits.max() == NEVER:
+            raise InputError(
+                "no token may come next: what the request forbids (logit_bias, bad_words, no_repeat_ngram, min_tokens) "
+                f"leaves none{' that its guide allows' if allowed is not None else ''}: forbid less"
+            )
         return logits
 
     def _forbidden(self) -> set[int]:

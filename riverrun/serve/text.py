@@ -42,9 +42,7 @@ class Texts:
         if sum(map(bool, (request.prompt, request.messages, request.prompt_ids))) > 1:
             raise InputError("a request has either messages or a prompt, this one has both")
         if request.prompt_ids:
-            ids = list(request.prompt_ids)
-            if wrong := [i for i in ids if not 0 <= i < self.vocabulary]:
-                raise InputError(f"token {wrong[0]} does not exist: ids go from 0 to {self.vocabulary - 1}")
+            ids = self.existing(request.prompt_ids)
         elif request.prompt:
             ids = self.tokenizer.encode(request.prompt)
         elif request.messages:
@@ -55,6 +53,12 @@ class Texts:
         if not ids:
             raise InputError("the request renders to no token: give a message or a prompt with text")
         return self.fitting(ids)
+
+    def existing(self, ids: Seq[int]) -> list[int]:
+        """The ids, if the model has all of them."""
+        if wrong := [i for i in ids if not 0 <= i < self.vocabulary]:
+            raise InputError(f"token {wrong[0]} does not exist: ids go from 0 to {self.vocabulary - 1}")
+        return list(ids)
 
     def fitting(self, ids: list[int]) -> list[int]:
         """The ids, if they leave room for an answer."""

@@ -44,6 +44,7 @@ def make_app(
     """
     require("fastapi", extra="serve")
     from riverrun.serve.http.desk import HttpDesk
+    from riverrun.serve.http.document import document
     from riverrun.serve.http.more import add_more
     from riverrun.serve.http.openai import add_routes
     from riverrun.serve.http.status import add_status
@@ -60,6 +61,7 @@ def make_app(
     add_routes(app, desk)
     add_more(app, desk, sessions=sessions, adapters=adapters)
     add_status(app, desk)
+    document(app)
     if log is not None:
         from riverrun.serve.http.journal import Journal
 

@@ -21,7 +21,7 @@ __all__ = ["Chosen", "Sampler", "choose", "generator", "ranked"]
 
 Logits = NDArray[np.float32]
 TINY = 1e-30
-"""Lower temperatures are this one, which is greedy already and still a number in fp32."""
+"""Lower temperatures are this one, which is greedy already and still a number in fp32; lower penalties too."""
 HEAD = 512
 """Tokens that top_p looks at first; nearly always they hold its share, and the rest need not be sorted."""
 NEVER = np.float32(-np.inf)
@@ -109,7 +109,7 @@ class Sampler:
         if params.repetition_penalty != 1.0 and self._seen:
             ids = np.fromiter(self._seen, np.int64, len(self._seen))
             values = logits[ids]
-            penalty = np.float32(params.repetition_penalty)
+            penalty = np.float32(max(params.repetition_penalty, TINY))
             logits[ids] = np.where(values > 0, values / penalty, values * penalty)
         if (params.presence_penalty or params.frequency_penalty) and self._said:
             ids = np.fromiter(self._said, np.int64, len(self._said))

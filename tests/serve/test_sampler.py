@@ -211,6 +211,12 @@ def test_any_whole_number_is_a_seed() -> None:
     assert len(set(draws)) == len(seeds)
 
 
+def test_the_least_penalty_is_still_a_number() -> None:
+    own = Seen(SamplingParams(repetition_penalty=5e-324), [0, 1, 2])
+    assert own.choose(np.array([2.0, 0.0, -3.0, 1.0], np.float32)) == 0
+    assert np.isfinite(own.last).all()
+
+
 def test_a_request_that_forbids_every_token_is_told_so() -> None:
     logits = np.arange(4, dtype=np.float32)
     allowed = np.array([True, False, False, False])

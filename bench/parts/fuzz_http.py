@@ -53,7 +53,7 @@ class Dice:
                 found = found[part]
             return self.draw(found, name, depth)
         for key in ("anyOf", "oneOf"):
-            if key in schema:
+            if key in schema and "properties" not in schema:
                 return self.draw(self.random.choice(schema[key]), name, depth)
         if "const" in schema or "enum" in schema:
             return schema["const"] if "const" in schema else self.random.choice(schema["enum"])

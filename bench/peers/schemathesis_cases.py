@@ -1,8 +1,8 @@
 """Cases that schemathesis makes from a server's /openapi.json, right ones and wrong ones, and what became of them.
 
 Called as `schemathesis_cases.py JOB.json ANSWER.json` by bench/soak/fuzz.py in the peer's environment. The job:
-url, model, cases, seed, seconds (of a request at most). Most bodies get the name of a model that is there and few
-tokens to write, else nearly every case would end at the name.
+url, known (texts that are known to the server, by field), cases, seed, seconds (of a request at most). Most bodies get
+known names and few tokens to write, else nearly every case would end at a name.
 """
 
 from __future__ import annotations
@@ -32,8 +32,10 @@ from schemathesis.specs.openapi.checks import (
 CHECKS = [status_code_conformance, content_type_conformance, response_schema_conformance]
 GET, POST = 1, 8
 """Cases of a route with and without a body, as shares."""
+ROUNDS = 10
+"""Through all routes, so that what one makes (sessions, adapters) is there for the others."""
 USUAL = 0.9
-"""Of the bodies that ask for the model that is there, and for few tokens."""
+"""Of the bodies that ask for what is there, and for few tokens."""
 MOST_TOKENS, MOST_ANSWERS = 8, 2
 SHOWN = 40
 _SESSION = re.compile(rb'"session_id": ?("(?:[^"\\]|\\.)*")')
@@ -108,18 +110,26 @@ class Cases:
             self.told[kind].append(text)
 
     def usual(self, body: Any) -> Any:
-        """The body, most often for the model that is there and with little to write."""
+        """The body, most often for what is there and with little to write."""
         dice = random.Random(f"{self.job['seed']} {self.sent}")
         if not isinstance(body, dict) or dice.random() > USUAL:
             return body
-        out = dict(body)
-        if isinstance(out.get("model"), str):
-            out["model"] = self.job["model"]
+        out = {key: whole(value) for key, value in body.items()}
+        for name, values in self.job["known"].items():
+            if isinstance(out.get(name), str):
+                out[name] = dice.choice(values)
         for name, most in (("max_tokens", MOST_TOKENS), ("max_completion_tokens", MOST_TOKENS), ("n", MOST_ANSWERS),
                            ("request_output_len", MOST_TOKENS), ("max_output_tokens", MOST_TOKENS)):  # fmt: skip
             if isinstance(out.get(name), int) and not isinstance(out[name], bool) and out[name] > most:
                 out[name] = out[name] % most + 1
         return out
+
+
+def whole(value: Any) -> Any:
+    """1.0 as 1: both are integers by JSON Schema, the server takes the second alone."""
+    if isinstance(value, list):
+        return [whole(each) for each in value]
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 2**53 else value
 
 
 def main() -> None:
@@ -130,10 +140,11 @@ def main() -> None:
     faults = [error.message for error in OpenAPIV31SpecValidator(own.get(location, timeout=30).json()).iter_errors()]
     operations = [found.ok() for found in schemathesis.openapi.from_url(location).get_all_operations()]
     cases, shares = Cases(job), {each: GET if each.method == "get" else POST for each in operations}
-    whole, seed = sum(shares.values()), int(job["seed"])
-    for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE):
+    parts, seed = 2 * ROUNDS * sum(shares.values()), int(job["seed"])
+    for number in range(ROUNDS):
         for operation, share in shares.items():
-            cases.run(operation, mode, max(1, job["cases"] * share // (2 * whole)), seed)
+            for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE):
+                cases.run(operation, mode, max(1, job["cases"] * share // parts), seed + number)
         print(f"{cases.sent} cases: {dict(cases.statuses)}", flush=True)
     bodies = [operation for operation, share in shares.items() if share == POST]
     for number in range(1, 1000):  # what small routes left over
@@ -141,7 +152,7 @@ def main() -> None:
             break
         mode = (GenerationMode.POSITIVE, GenerationMode.NEGATIVE)[number % 2]
         for operation in bodies:
-            cases.run(operation, mode, max(1, left // len(bodies)), seed + number)
+            cases.run(operation, mode, max(1, left // len(bodies)), seed + ROUNDS + number)
     answer = {
         "cases": cases.sent,
         "operations": len(operations),

@@ -28,6 +28,9 @@ from bench.parts.machine import machine
 __all__ = ["soak"]
 
 MODEL = "tiny"
+KNOWN = {"model": [MODEL, MODEL, MODEL, "shop"], "session_id": ["fuzz-0", "fuzz-1", "fuzz-2"], "name": ["shop"],
+         "path": ["shop"], "file": ["kept"], "request_id": ["mine"]}  # fmt: skip
+"""Names that there are, or may be after another request, by the field that takes them."""
 SECONDS = 180.0
 """A request that is not answered after so long hangs; the server ends its own after `--timeout`."""
 OPTIONS = (
@@ -64,7 +67,7 @@ def _write(folder: Path) -> None:
 
 def _by_schemathesis(url: str, cases: int, seed: int) -> dict[str, Any]:
     """What bench/peers/schemathesis_cases.py found."""
-    job = {"url": url, "model": MODEL, "cases": cases, "seed": seed, "seconds": SECONDS}
+    job = {"url": url, "known": KNOWN, "cases": cases, "seed": seed, "seconds": SECONDS}
     return child(peer_python("schemathesis"), [PEERS / "schemathesis_cases.py"], job, "schemathesis")
 
 
@@ -72,7 +75,7 @@ def _at_rest(url: str, sessions: list[str]) -> tuple[dict[str, Any], list[str]]:
     """(status once nothing runs, what is wrong with the server): sessions are closed, adapters unloaded first."""
     problems = []
     with httpx.Client(base_url=url, timeout=SECONDS, trust_env=False) as http:
-        for name in sessions:
+        for name in {*sessions, *KNOWN["session_id"]}:
             http.post("/v1/sessions/close", json={"model": MODEL, "session_id": name})
         for name in [each["id"] for each in http.get("/v1/models").json()["data"] if each["id"] != MODEL]:
             http.post("/v1/lora/unload", json={"model": MODEL, "name": name})
@@ -111,7 +114,7 @@ def soak(sizes: Sizes, seed: int, *, peers: tuple[str, ...] = ("schemathesis",))
         _write(folder)
         port, grpc_port = free_ports(2)
         options = ["--grpc-port", str(grpc_port), "--sessions", str(folder / "sessions")]
-        options += ["--adapters", str(folder / "adapters")]
+        options += ["--adapters", str(folder / "adapters"), "--adapter", f"shop={folder / 'adapters' / 'shop'}"]
         with our_server(folder / MODEL, *OPTIONS, *options, name="fuzz-server", port=port) as base:
             url = base.removesuffix("/v1")
             found = _by_schemathesis(url, sizes.schemathesis, seed) if peers else {}

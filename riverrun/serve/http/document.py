@@ -94,14 +94,15 @@ def _contents(known: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _body(schema: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
-    """A body's schema with the bounds that are held behind it, and the form of messages and tools."""
+    """A body's schema with the bounds that are held behind it, the form of messages and tools, what it cannot lack."""
     properties = dict(schema.get("properties", {}))
     for name, bounds in _table()["bounds"].items():
         if name in properties:
             properties[name] = _bounded(properties[name], bounds)
     for name, form in known.get("items", {}).items():
         properties[name] = _filled(properties[name], _ref(form))
-    return {**schema, "properties": properties}
+    either = {how: [{"required": [name]} for name in names] for how, names in known.get("needs", {}).items()}
+    return {**schema, "properties": properties, **either}
 
 
 def _bounded(schema: Mapping[str, Any], bounds: Mapping[str, Any]) -> dict[str, Any]:

@@ -65,6 +65,8 @@ def test_every_route_tells_its_body_its_answer_and_its_refusals(document: dict[s
         if method == "post":
             body = operation["requestBody"]["content"]["application/json"]["schema"]
             assert body["additionalProperties"] is False, place
+            needed = [name for how in ("oneOf", "anyOf") for each in body.get(how, ()) for name in each["required"]]
+            assert {*needed, *body.get("required", ())} <= body["properties"].keys(), place
             streams = "stream" in body["properties"]
             assert ("text/event-stream" in answers["200"]["content"]) == streams, place
 

@@ -9,7 +9,7 @@ from functools import cached_property
 
 from riverrun.base.errors import CapacityError, InputError
 from riverrun.base.protocols import Completion, Delta, Request
-from riverrun.base.types import FinishReason, Guide, Message, Text, TokenLogprob, ToolCall, Usage
+from riverrun.base.types import FinishReason, Guide, Message, Text, TokenLogprob, ToolCall, ToolSpec, Usage
 from riverrun.models.chat import ChatTemplate
 from riverrun.models.token_bytes import token_bytes
 from riverrun.models.tokenizer import Tokenizer
@@ -46,13 +46,19 @@ class Texts:
         elif request.prompt:
             ids = self.tokenizer.encode(request.prompt)
         elif request.messages:
-            lowered = self.codec.lower(request.messages, request.tools)
+            lowered = self._lowered(request.messages, request.tools)
             ids = self.template.encode(self.tokenizer, lowered, model=self.name)
         else:
             raise InputError("a request needs messages or a prompt, this one has neither")
         if not ids:
             raise InputError("the request renders to no token: give a message or a prompt with text")
         return self.fitting(ids)
+
+    def _lowered(self, messages: Seq[Message], tools: Seq[ToolSpec]) -> list[Message]:
+        """Tool calls and results as the codec writes them; a part that is not text is refused by this model's name."""
+        for message in messages:
+            message.require_text(self.name)
+        return list(self.codec.lower(messages, tools))
 
     def existing(self, ids: Seq[int]) -> list[int]:
         """The ids, if the model has all of them."""
@@ -100,7 +106,7 @@ class Texts:
             if not before and whole:
                 return [self.start()], whole
         else:
-            messages = self.codec.lower(prefix, ())
+            messages = self._lowered(prefix, ())
             before = self.template.encode(self.tokenizer, messages, model=self.name)
             whole = self.template.encode_answer(self.tokenizer, messages, continuation, model=self.name)
         if len(whole) <= len(before):

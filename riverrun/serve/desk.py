@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
-from riverrun.base.errors import UnsupportedError
+from riverrun.base.errors import InputError, UnsupportedError
 from riverrun.base.protocols import Abort, LanguageModel, Request, Score
 from riverrun.base.types import Message
 from riverrun.serve.sessions import SessionTable
@@ -70,6 +70,8 @@ class Place:
 
     def seconds(self, asked: float) -> float:
         """Seconds for a request that asks for so many (0: any)."""
+        if not asked >= 0:  # also what is no number
+            raise InputError(f"the time limit must be 0 (none) or more seconds, got {asked}")
         return min(asked or self.timeout_seconds, self.timeout_seconds or asked)
 
     def score(self, prefix: str | Sequence[Message], continuations: Sequence[str]) -> list[Score]:

@@ -31,9 +31,13 @@ class Guided:
         self.matcher, self._size = matcher, vocabulary
         self._words = np.full((vocabulary + 31) // 32, -1, np.int32)
 
+    def fill(self) -> None:
+        """Ask the matcher what may come next; what fails is known to it."""
+        self.matcher.unsafe_compute_mask_ptr(self._words.ctypes.data, self._words.nbytes)
+
     def mask(self) -> NDArray[np.bool_]:
         """[vocabulary] which tokens may come next; the model's end token among them where the grammar may end."""
-        self.matcher.unsafe_compute_mask_ptr(self._words.ctypes.data, self._words.nbytes)
+        self.fill()
         self._check()
         bits = np.unpackbits(self._words.view(np.uint8), bitorder="little")
         return bits[: self._size].view(np.bool_)
@@ -93,6 +97,9 @@ class Grammars:
         matcher = self._known.get(key)
         if matcher is None:
             matcher = self._library.LLMatcher(self._tokenizer, self._grammar(guide), log_level=0)
+            if not matcher.is_error():
+                Guided(first := matcher.deep_copy(), self._size).fill()  # some fail at their first token alone
+                matcher = first if first.is_error() else matcher
             if matcher.is_error():
                 raise InputError(f"the {guide.kind} cannot be used: {_first_line(matcher.get_error())}")
             self._known[key] = matcher
@@ -114,11 +121,10 @@ class Grammars:
             if guide.kind == "regex":
                 return str(kinds.grammar_from_regex(guide.value))
             if guide.kind == "choice":
-                return str(
-                    kinds.grammar_from_lark(
-                        "start: " + " | ".join(json.dumps(each) for each in json.loads(guide.value))
-                    )
-                )
+                texts = json.loads(guide.value)
+                if not texts:
+                    raise InputError("the choice holds no text: give at least one")
+                return str(kinds.grammar_from_lark("start: " + " | ".join(map(json.dumps, texts))))
             return str(kinds.grammar_from_lark(self._with_tokens(guide.value)))
         except ValueError as error:
             raise InputError(f"the {guide.kind} cannot be used: {_first_line(str(error))}") from None

@@ -18,7 +18,7 @@ from collections.abc import Sequence as Seq
 from contextlib import suppress
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -257,6 +257,8 @@ class LLM:
 
     def embed(self, texts: Seq[str | Seq[int]], *, pooling: Pooling = "mean", adapter: str = "") -> list[list[float]]:
         """One unit-length vector per text or list of token ids: the mean of its last hidden states, or the last one."""
+        if pooling not in get_args(Pooling):
+            raise InputError(f"pooling '{pooling}' is not one of {', '.join(get_args(Pooling))}")
         sequences = []
         for text in texts:
             ids = self.vector_ids(text)
@@ -283,7 +285,7 @@ class LLM:
 
     def detokenize(self, ids: Seq[int]) -> str:
         """The text of ids, special tokens as they are written."""
-        return self._texts.tokenizer.decode(ids, skip_special=False)
+        return self._texts.tokenizer.decode(self._texts.existing(ids), skip_special=False)
 
     def piece(self, token: int) -> bytes:
         """The bytes that a token stands for."""
@@ -327,6 +329,8 @@ class LLM:
 
     def unload_adapter(self, name: str) -> None:
         """Requests that use it are ended first."""
+        if not name:
+            raise InputError("name the adapter that is to be unloaded")
         self._adapter(name)
         del self._adapters[name]
 
@@ -397,6 +401,7 @@ class LLM:
     def _sequence(self, request: Request, keep: Keep | None = None) -> Sequence:
         params = request.params
         ids = self._texts.prompt(request)
+        self._texts.existing([*params.logit_bias, *params.stop_ids])
         wanted = self._texts.guide(request)
         guide = self._guided(wanted) if wanted else None
         ends = {*self._texts.tokenizer.end_ids, *params.stop_ids}

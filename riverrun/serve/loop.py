@@ -258,7 +258,10 @@ class Loop:
         if rows:
             logits = self._engine.logits(hidden, rows)
             for piece, at in sampled:
-                self._answer(piece, logits[at : at + 1 + len(piece.drafts)])
+                try:
+                    self._answer(piece, logits[at : at + 1 + len(piece.drafts)])
+                except Exception as error:  # its sampler and its guide are its own: the others go on
+                    self.end(piece.sequence, error)
 
     def _answer(self, piece: Piece, logits: Any) -> None:
         """Choose behind the last token, and behind each draft as long as they are what would have been chosen."""

@@ -14,13 +14,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from riverrun.base.errors import InputError
 from riverrun.base.types import SamplingParams
 
 __all__ = ["Chosen", "Sampler", "choose", "generator", "ranked"]
 
 Logits = NDArray[np.float32]
 TINY = 1e-30
-"""Lower temperatures are this one, which is greedy already and still a number in fp32."""
+"""Lower temperatures are this one, which is greedy already and still a number in fp32; lower penalties too."""
 HEAD = 512
 """Tokens that top_p looks at first; nearly always they hold its share, and the rest need not be sorted."""
 NEVER = np.float32(-np.inf)
@@ -48,8 +49,8 @@ def ranked(logits: Logits, token: int, count: int) -> Chosen:
 
 
 def generator(params: SamplingParams) -> np.random.Generator:
-    """The random stream of one request; without a seed it is fresh."""
-    return np.random.default_rng(params.seed)
+    """The random stream of one request; without a seed it is fresh. A seed below 0 counts back from 2**64."""
+    return np.random.default_rng(None if params.seed is None else params.seed % 2**64)
 
 
 class Sampler:
@@ -108,7 +109,7 @@ class Sampler:
         if params.repetition_penalty != 1.0 and self._seen:
             ids = np.fromiter(self._seen, np.int64, len(self._seen))
             values = logits[ids]
-            penalty = np.float32(params.repetition_penalty)
+            penalty = np.float32(max(params.repetition_penalty, TINY))
             logits[ids] = np.where(values > 0, values / penalty, values * penalty)
         if (params.presence_penalty or params.frequency_penalty) and self._said:
             ids = np.fromiter(self._said, np.int64, len(self._said))
@@ -123,6 +124,11 @@ class Sampler:
             logits[self._ends] = NEVER
         if allowed is not None:
             logits[~allowed[: len(logits)]] = NEVER
+        if logits.max() == NEVER:
+            raise InputError(
+                "no token may come next: what the request forbids (logit_bias, bad_words, no_repeat_ngram, min_tokens) "
+                f"leaves none{' that its guide allows' if allowed is not None else ''}: forbid less"
+            )
         return logits
 
     def _forbidden(self) -> set[int]:

@@ -231,6 +231,8 @@ class SessionTable:
     def load(self, path: Path, name: str = "") -> Session:
         """Open a session that was saved. Keys and values of another model or kind are left out, and computed again."""
         library = require("safetensors", extra="serve")
+        if not path.is_file():
+            raise InputError(f"there is no saved session '{path.name}': save it first, or choose another file")
         try:
             with library.safe_open(str(path), framework="np") as opened:
                 head = opened.metadata()

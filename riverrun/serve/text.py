@@ -10,7 +10,7 @@ from functools import cached_property
 
 from riverrun.base.errors import CapacityError, InputError
 from riverrun.base.protocols import Completion, Delta, Request
-from riverrun.base.types import FinishReason, Guide, Message, Text, TokenLogprob, ToolCall, Usage
+from riverrun.base.types import FinishReason, Guide, Message, Text, TokenLogprob, ToolCall, ToolSpec, Usage
 from riverrun.models.chat import ChatTemplate
 from riverrun.models.token_bytes import token_bytes
 from riverrun.models.tokenizer import Tokenizer
@@ -45,11 +45,11 @@ class Texts:
         if request.template_variables and not request.messages:
             raise InputError("template variables need messages: a raw prompt is not rendered")
         if request.prompt_ids:
-            ids = self.known(request.prompt_ids)
+            ids = self.existing(request.prompt_ids)
         elif request.prompt:
             ids = self.tokenizer.encode(request.prompt)
         elif request.messages:
-            lowered = self.codec.lower(request.messages, request.tools)
+            lowered = self._lowered(request.messages, request.tools)
             variables = request.template_variables
             if unknown := next((name for name in variables if name not in self.template.names), None):
                 known = ", ".join(sorted(self.template.names)) or "none"
@@ -61,15 +61,21 @@ class Texts:
             raise InputError("the request renders to no token: give a message or a prompt with text")
         return self.fitting(ids)
 
-    def known(self, ids: Seq[int]) -> list[int]:
-        """The ids, if there are such tokens."""
+    def _lowered(self, messages: Seq[Message], tools: Seq[ToolSpec]) -> list[Message]:
+        """Tool calls and results as the codec writes them; a part that is not text is refused by this model's name."""
+        for message in messages:
+            message.require_text(self.name)
+        return list(self.codec.lower(messages, tools))
+
+    def existing(self, ids: Seq[int]) -> list[int]:
+        """The ids, if the model has all of them."""
         if wrong := [i for i in ids if not 0 <= i < self.vocabulary]:
             raise InputError(f"token {wrong[0]} does not exist: ids go from 0 to {self.vocabulary - 1}")
         return list(ids)
 
     def vector_ids(self, text: str | Seq[int]) -> list[int]:
         """Ids of a text that becomes a vector, behind the begin token where there is one; ids are taken as they are."""
-        ids = self.tokenizer.encode(text) if isinstance(text, str) else self.known(text)
+        ids = self.tokenizer.encode(text) if isinstance(text, str) else self.existing(text)
         if isinstance(text, str) and self.tokenizer.add_bos and self.tokenizer.bos_id is not None:
             ids = [self.tokenizer.bos_id, *ids]
         if not ids or len(ids) > self.context:
@@ -116,7 +122,7 @@ class Texts:
             if not before and whole:
                 return [self.start()], whole
         else:
-            messages = self.codec.lower(prefix, ())
+            messages = self._lowered(prefix, ())
             before = self.template.encode(self.tokenizer, messages, model=self.name)
             whole = self.template.encode_answer(self.tokenizer, messages, continuation, model=self.name)
         if len(whole) <= len(before):

@@ -130,6 +130,26 @@ def test_errors_are_told_as_over_http(client: GrpcClient) -> None:
             call()
 
 
+def test_what_is_no_message_is_an_invalid_argument(server: GrpcServer, client: GrpcClient) -> None:
+    """Also a sentence that the trailers have no room for, and a time that is none."""
+    import grpc
+
+    names = [name for name, _ in descriptor().services_by_name["Riverrun"].methods_by_name.items()]
+    with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        for name in names:
+            streamed = name in ("Generate", "Chat")
+            call = (channel.unary_stream if streamed else channel.unary_unary)(f"/{SERVICE}/{name}")
+            with pytest.raises(grpc.RpcError) as caught:
+                list(call(b"\x0a\x04")) if streamed else call(b"\x0a\x04")
+            assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+            assert "the message of 2 bytes is no " in caught.value.details()
+    with pytest.raises(InputError, match="there is no model '你你"):
+        client.tokenize("x", model="你" * 9000)
+    for wrong in (float("nan"), -1.0):
+        with pytest.raises(InputError, match="the time limit must be 0"):
+            list(client.generate("x", SHORT, timeout_seconds=wrong))
+
+
 def test_keys_and_their_quotas(model: LLM) -> None:
     from hashlib import sha256
 

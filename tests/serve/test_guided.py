@@ -157,3 +157,14 @@ def test_bytes_of_tokens_are_those_that_decoding_shows(tmp_path: Path) -> None:
         "decoder": {"type": "Sequence"}, "added_tokens": [{"id": 3, "content": "<s>"}],
     }  # fmt: skip
     assert token_bytes(spiece, 5) == [b"<unk>", b" the", b"\n", b"<s>", b""]
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "part"),
+    [("grammar", 'start: start "a"', "cannot be used"), ("regex", r"[^\s\S]", "cannot be used"),
+     ("choice", "[]", "holds no text")],
+)  # fmt: skip
+def test_a_guide_that_allows_nothing_is_refused(model: LLM, kind: str, value: str, part: str) -> None:
+    for _ in range(2):  # it is not kept as one that can be used
+        with pytest.raises(InputError, match=part):
+            model.generate([asked(Guide(kind, value))])  # type: ignore[arg-type]

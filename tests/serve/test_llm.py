@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from riverrun.base.errors import CapacityError, RiverrunError, UnsupportedError
+from riverrun.base.errors import CapacityError, InputError, RiverrunError, UnsupportedError
 from riverrun.base.protocols import Request
 from riverrun.base.types import Image, Message, SamplingParams, ToolSpec
 from riverrun.models.attention import PackedCausal
@@ -22,7 +22,7 @@ from riverrun.models.tokenizer import Tokenizer
 from riverrun.serve.llm import LLM
 from riverrun.serve.pace import Pace
 from riverrun.serve.request import Sequence
-from riverrun.serve.sampler import choose
+from riverrun.serve.sampler import Sampler, choose
 from riverrun.serve.stream import TextStream
 from tests.tiny_model import write_tiny
 
@@ -145,8 +145,9 @@ def test_limits_and_parts_are_refused_with_figures(folder: Path, model: LLM) -> 
             small.score("x " * 30, ["y " * 30])
     with pytest.raises(CapacityError, match="context 9999 is more than the model's 512"):
         LLM(folder, context=9999)
-    with pytest.raises(UnsupportedError, match="part of type 'image'"):
-        model.generate([Request((Message("user", (Image(url="data:x"),)),))])
+    for ask in (lambda pictured: model.generate([Request(pictured)]), lambda pictured: model.score(pictured, ["x"])):
+        with pytest.raises(UnsupportedError, match=rf"model '{model.info.name}' reads text only.*part of type 'image'"):
+            ask((Message("user", (Image(url="data:x"),)),))
     assert model.generate([Request(prompt="Hello", params=SamplingParams(max_tokens=3))])[0].finish_reason == "length"
 
 
@@ -158,6 +159,35 @@ def test_an_engine_that_fails_tells_every_waiter_and_goes_on(model: LLM, monkeyp
         model.generate(requests(1))
     monkeypatch.setattr(model.loop.engine, "forward", forward)
     assert [c.raw for c in model.generate(requests(2))] == wanted
+
+
+def test_a_request_that_fails_alone_leaves_its_mates(model: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = [c.raw for c in model.generate(requests(2))]
+    choose_token = Sampler.choose
+
+    def choose_or_fail(sampler: Sampler, *given: object) -> int:
+        if sampler.params.seed == 13:
+            raise InputError("nothing may come next")
+        return choose_token(sampler, *given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Sampler, "choose", choose_or_fail)
+    mates = [model.stream(request) for request in requests(2)]
+    with pytest.raises(InputError, match="nothing may come next"):
+        model.generate(requests(1, seed=13))
+    assert ["".join(delta.text for delta in mate) for mate in mates] == wanted
+
+
+def test_tokens_and_options_that_do_not_exist_are_refused(model: LLM) -> None:
+    for wrong in ({"logit_bias": {320: 1.0}}, {"logit_bias": {-1: -100.0}}, {"stop_ids": (10**6,), "min_tokens": 2}):
+        with pytest.raises(InputError, match="does not exist: ids go from 0 to 319"):
+            model.generate(requests(1, **wrong))
+    for ids in ([5, -1], [320], [2**40]):
+        with pytest.raises(InputError, match="does not exist: ids go from 0 to 319"):
+            model.detokenize(ids)
+    with pytest.raises(InputError, match="pooling 'max' is not one of mean, last"):
+        model.embed(["x"], pooling="max")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="name the adapter"):
+        model.unload_adapter("")
 
 
 def test_after_close_nobody_waits(folder: Path) -> None:

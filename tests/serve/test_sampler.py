@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from riverrun.base.errors import InputError
 from riverrun.base.types import SamplingParams
 from riverrun.serve import sampler
 from riverrun.serve.sampler import Sampler, choose, generator, ranked
@@ -159,8 +160,12 @@ def test_changed_logits_are_those_of_the_definitions(
     for _ in range(steps):
         logits = source.normal(size=8).astype(np.float32) * 3
         want = defined(logits, params, prompt, answer, {2}, bad)
+        if not np.isfinite(want).any():
+            with pytest.raises(InputError, match="no token may come next"):
+                own.choose(logits)
+            break
         token = own.choose(logits)
-        if not own.plain and np.isfinite(want).any():
+        if not own.plain:
             np.testing.assert_allclose(own.last, want, rtol=1e-5, atol=1e-5)
             assert token == int(np.argmax(own.last))
         own.took(token)
@@ -197,6 +202,28 @@ def test_only_allowed_tokens_are_drawn_and_nothing_is_changed() -> None:
     before = logits.copy()
     assert Sampler(SamplingParams(), []).choose(logits, allowed) == 2
     assert np.array_equal(logits, before)
+
+
+def test_any_whole_number_is_a_seed() -> None:
+    seeds = (0, -1, -(2**63), 2**63 - 1, 10**30)
+    draws = [generator(SamplingParams(seed=seed)).random() for seed in seeds]
+    assert draws == [generator(SamplingParams(seed=seed)).random() for seed in seeds]
+    assert len(set(draws)) == len(seeds)
+
+
+def test_the_least_penalty_is_still_a_number() -> None:
+    own = Seen(SamplingParams(repetition_penalty=5e-324), [0, 1, 2])
+    assert own.choose(np.array([2.0, 0.0, -3.0, 1.0], np.float32)) == 0
+    assert np.isfinite(own.last).all()
+
+
+def test_a_request_that_forbids_every_token_is_told_so() -> None:
+    logits = np.arange(4, dtype=np.float32)
+    allowed = np.array([True, False, False, False])
+    sampler = Sampler(SamplingParams(logit_bias={0: -100.0}), [])
+    assert sampler.choose(logits) == 3
+    with pytest.raises(InputError, match=r"no token may come next: .* leaves none that its guide allows"):
+        sampler.choose(logits, allowed)
 
 
 def test_log_probabilities_are_of_the_logits_as_they_came() -> None:

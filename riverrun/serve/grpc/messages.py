@@ -13,7 +13,9 @@ from riverrun.base.optional import require
 from riverrun.base.protocols import Delta, Request
 from riverrun.base.types import Guide, Message, SamplingParams, TokenLogprob, ToolCall, ToolSpec, Usage
 
-__all__ = ["SERVICE", "chunk_of", "descriptor", "generate_request", "message", "messages_of", "params_of", "tools_of"]
+__all__ = [
+    "SERVICE", "chunk_of", "descriptor", "generate_request", "message", "messages_of", "params_of", "read", "tools_of",
+]  # fmt: skip
 
 SERVICE = "riverrun.v1.Riverrun"
 _FIELDS = (
@@ -46,6 +48,15 @@ def message(name: str) -> Any:
 
 
 # ---- in ---------------------------------------------------------------------------------------------------------
+
+
+def read(method: Any, payload: bytes) -> Any:
+    """The request of a method; InputError for bytes that are none."""
+    name = method.input_type.name
+    try:
+        return message(name).FromString(payload)
+    except require("google.protobuf.message", extra="grpc").DecodeError as error:
+        raise InputError(f"the message of {len(payload)} bytes is no {name}: {error}") from None
 
 
 def params_of(sampling: Any) -> SamplingParams:

@@ -23,6 +23,7 @@ from riverrun.serve.grpc.messages import (
     message,
     messages_of,
     params_of,
+    read,
     tools_of,
 )
 from riverrun.web.errors import HttpError, to_http_error
@@ -32,6 +33,8 @@ __all__ = ["GrpcServer"]
 
 THREADS = 256
 """Calls that are answered at once; more wait."""
+LONGEST_DETAIL = 2000
+"""Bytes of a sentence about an error."""
 _LOG = logging.getLogger("riverrun.grpc")
 _CODES = {
     400: "INVALID_ARGUMENT",
@@ -109,29 +112,30 @@ class _Calls:
             name, streams = method.name, method.server_streaming
             own = getattr(self, re.sub(r"(?=[A-Z])", "_", name).lower())
             make = self.grpc.unary_stream_rpc_method_handler if streams else self.grpc.unary_unary_rpc_method_handler
-            found[name] = make(
-                self._streamed(own) if streams else self._single(own),
-                request_deserializer=message(method.input_type.name).FromString,
-                response_serializer=message(method.output_type.name).SerializeToString,
-            )
+            found[name] = make(self._streamed(method, own) if streams else self._single(method, own))
         return self.grpc.method_handlers_generic_handler(SERVICE, found)
 
     # ---- around every call
 
-    def _single(self, call: Callable[[Any, Any, Key | None], Any]) -> Callable[[Any, Any], Any]:
-        def answer(request: Any, context: Any) -> Any:
+    # Messages are read and written here and not by the library, whose own word for a message that cannot be read is
+    # INTERNAL.
+
+    def _single(self, method: Any, call: Callable[[Any, Any, Key | None], Any]) -> Callable[[bytes, Any], Any]:
+        def answer(payload: bytes, context: Any) -> bytes:
             with self._guarded(context) as key:
-                return call(request, context, key)
+                return bytes(call(read(method, payload), context, key).SerializeToString())
 
         return answer
 
-    def _streamed(self, call: Callable[[Any, Any, Key | None], Iterator[Delta]]) -> Callable[[Any, Any], Any]:
-        def answer(request: Any, context: Any) -> Iterator[Any]:
+    def _streamed(
+        self, method: Any, call: Callable[[Any, Any, Key | None], Iterator[Delta]]
+    ) -> Callable[[bytes, Any], Any]:
+        def answer(payload: bytes, context: Any) -> Iterator[bytes]:
             with self._guarded(context) as key:
-                for delta in call(request, context, key):
+                for delta in call(read(method, payload), context, key):
                     if delta.usage is not None and key is not None:
                         key.charge(delta.usage.total_tokens - delta.usage.cached_tokens)
-                    yield chunk_of(delta)
+                    yield chunk_of(delta).SerializeToString()
 
         return answer
 
@@ -153,7 +157,7 @@ class _Calls:
                 code = "UNIMPLEMENTED" if failure.code == "unsupported" else _CODES.get(failure.status, "INTERNAL")
                 if "Retry-After" in failure.headers:
                     context.set_trailing_metadata((("retry-after", failure.headers["Retry-After"]),))
-                context.abort(getattr(self.grpc.StatusCode, code), str(failure))
+                context.abort(getattr(self.grpc.StatusCode, code), _short(str(failure)))
 
     def _key(self, context: Any) -> Key | None:
         if not self.keys:
@@ -247,6 +251,12 @@ class _Calls:
             adapters=model.adapters if isinstance(model, HasAdapters) else (),
             models=self.desk.names(),
         )
+
+
+def _short(text: str) -> str:
+    """A sentence that fits into the trailers, which hold some 8 KB and write a byte that is not ASCII as three."""
+    data = text.encode("utf-8", "replace")
+    return text if len(data) <= LONGEST_DETAIL else data[:LONGEST_DETAIL].decode("utf-8", "ignore") + " ..."
 
 
 def _of(asked: Request, key: Key | None) -> Request:

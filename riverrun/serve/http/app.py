@@ -44,6 +44,7 @@ def make_app(
     """
     require("fastapi", extra="serve")
     from riverrun.serve.http.desk import HttpDesk
+    from riverrun.serve.http.document import document
     from riverrun.serve.http.messages import add_messages
     from riverrun.serve.http.messages_events import DIALECT
     from riverrun.serve.http.more import add_more
@@ -66,6 +67,7 @@ def make_app(
     add_messages(app, desk)
     add_more(app, desk, sessions=sessions, adapters=adapters)
     add_status(app, desk)
+    document(app)
     if log is not None:
         from riverrun.serve.http.journal import Journal
 

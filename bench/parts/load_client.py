@@ -72,20 +72,28 @@ async def _ask(client: httpx.AsyncClient, asked: Asked, start: float, outcome: O
             if response.status_code != 200:
                 outcome.error = f"{response.status_code}: {(await response.aread()).decode()[:300]}"
                 return
-            async for line in response.aiter_lines():
-                if not line.startswith("data: ") or line == "data: [DONE]":
-                    continue
-                event = json.loads(line[6:])
-                outcome.usage = event.get("usage") or outcome.usage
-                for choice in event.get("choices", ()):
-                    piece = choice.get("text") or (choice.get("delta") or {}).get("content")
-                    if piece:
-                        outcome.pieces.append(time.perf_counter() - start)
-                        outcome.text += piece
+            rest = b""
+            async for data in response.aiter_raw():
+                *events, rest = (rest + data).split(b"\n\n")
+                for line in events:
+                    _read(line, outcome, time.perf_counter() - start)
     except (httpx.HTTPError, ValueError) as error:
         outcome.error = repr(error)
     finally:
         outcome.ended = time.perf_counter() - start
+
+
+def _read(line: bytes, outcome: Outcome, now: float) -> None:
+    """One event."""
+    if not line.startswith(b"data: ") or line == b"data: [DONE]":
+        return
+    event = json.loads(line[6:])
+    outcome.usage = event.get("usage") or outcome.usage
+    for choice in event.get("choices", ()):
+        piece = choice.get("text") or (choice.get("delta") or {}).get("content")
+        if piece:
+            outcome.pieces.append(now)
+            outcome.text += piece
 
 
 async def _drive(base_url: str, requests: Sequence[Asked], headers: Mapping[str, str]) -> list[Outcome]:

@@ -9,11 +9,12 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from pathlib import Path
 
 import httpx
 
-from bench.common import ROOT, home, peer_python
+from bench.common import ROOT, home, peer_python, say
 from riverrun.base.errors import RiverrunError
 
 __all__ = ["free_ports", "llama_server", "our_server"]
@@ -68,6 +69,34 @@ def our_server(model: Path | str, *options: str, name: str = "our-server", port:
         yield url
 
 
+@cache
+def _llama_settings(binary: Path, model: Path) -> tuple[str, ...]:
+    """None, unless its weights in the order of this processor's own products end it at once: then they are left out.
+
+    (By AMX instructions that a virtual machine announces and does not have: SIGILL.)
+    """
+    for settings in ((), ("--no-repack",)):
+        [port] = free_ports(1)
+        command: list[str | Path] = [
+            binary,
+            "-m",
+            model,
+            "--port",
+            str(port),
+            "--host",
+            "127.0.0.1",
+            "-c",
+            "512",
+            "--no-webui",
+        ]
+        try:
+            with _running([*command, *settings], port, "llama-server-probe"):
+                return settings
+        except RiverrunError:
+            say(f"  llama.cpp's server ends at once {' '.join(settings) or 'by its defaults'}")
+    raise RiverrunError(f"{binary} starts in no way: see {home() / 'jobs' / 'llama-server-probe.log'}")
+
+
 @contextmanager
 def llama_server(model: Path, *, slots: int, context: int, options: Sequence[str] = ()) -> Iterator[str]:
     """llama.cpp's server with `slots` slots of `context` tokens each; its other settings are its defaults."""
@@ -77,5 +106,6 @@ def llama_server(model: Path, *, slots: int, context: int, options: Sequence[str
     [port] = free_ports(1)
     command: list[str | Path] = [folder / "llama-server", "-m", model, "--port", str(port), "--host", "127.0.0.1"]
     command += ["-np", str(slots), "-c", str(slots * context), "--no-webui", *options]
+    command += _llama_settings(folder / "llama-server", model)
     with _running(command, port, "llama-server") as url:
         yield url

@@ -10,8 +10,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol, TypeVar, runtime_checkable
+from weakref import WeakKeyDictionary, ref
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -80,12 +82,48 @@ def _call_soon(loop: asyncio.AbstractEventLoop, call: Callable[..., object], *ar
     return True
 
 
+GATHER_SECONDS = 0.002
+"""Pieces of one step of the model come within it: the event loop wakes for all of them once."""
+
+
+class _Doorbell:
+    """Wakes, in the event loop, those that have something new; once for all that rang within `GATHER_SECONDS`.
+
+    On few cores each wake-up costs the model more than the piece does.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop, self._wakes, self._rung = ref(loop), deque[Callable[[], None]](), False
+
+    def ring(self, wake: Callable[[], None]) -> bool:
+        """From any thread; False when the loop is closed."""
+        self._wakes.append(wake)  # before the look at _rung: who rings while all are woken is woken, too
+        loop = self._loop()
+        if self._rung or loop is None:
+            return loop is not None
+        self._rung = True
+        return _call_soon(loop, loop.call_later, GATHER_SECONDS, self._wake_all)
+
+    def _wake_all(self) -> None:
+        self._rung = False
+        while self._wakes:
+            self._wakes.popleft()()
+
+
+_DOORBELLS: WeakKeyDictionary[asyncio.AbstractEventLoop, _Doorbell] = WeakKeyDictionary()
+
+
 class _Pump:
-    """An iterator run in a thread; its items, then its error or None, arrive in `queue`."""
+    """An iterator run in a thread; its items, then its error or None, arrive in `items`.
+
+    One future wakes who waits, whatever it is for: a piece is to cost little more than its bytes.
+    """
 
     def __init__(self, make: Callable[[], Iterator[Piece]]) -> None:
-        self.queue: asyncio.Queue[Piece | BaseException | None] = asyncio.Queue()
+        self.items: deque[Piece | BaseException | None] = deque()
         self._make, self._loop, self._stopped = make, asyncio.get_running_loop(), threading.Event()
+        self._waiting: asyncio.Future[None] | None = None
+        self._doorbell = _DOORBELLS.setdefault(self._loop, _Doorbell(self._loop))
         threading.Thread(target=self._run, name="riverrun-stream", daemon=True).start()
 
     def stop(self) -> None:
@@ -109,7 +147,24 @@ class _Pump:
             self._put(None)
 
     def _put(self, item: Piece | BaseException | None) -> bool:
-        return _call_soon(self._loop, self.queue.put_nowait, item)
+        self.items.append(item)
+        return self._waiting is None or self._doorbell.ring(self.wake)
+
+    def wake(self, *_: object) -> None:
+        """In the event loop: end the wait."""
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_result(None)
+
+    async def wait(self, seconds: float) -> None:
+        """Until there is an item, somebody calls `wake`, or the time is over."""
+        self._waiting = self._loop.create_future()
+        timer = self._loop.call_later(seconds, self.wake)
+        try:
+            if not self.items:  # one that came before the future was there woke nobody
+                await self._waiting
+        finally:
+            timer.cancel()
+            self._waiting = None
 
 
 class EventStream(Response):
@@ -135,6 +190,7 @@ class EventStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         pump = _Pump(self._make)
         gone = asyncio.ensure_future(disconnected(receive))
+        gone.add_done_callback(pump.wake)
         try:
             await self._send_all(pump, gone, send)
         finally:
@@ -157,8 +213,8 @@ class EventStream(Response):
                 finished = finished or delta.finish_reason is not None
             else:
                 data, more = data + self._ending(item, finished), False
-            if more and not pump.queue.empty():  # pieces that already wait go out together
-                item = pump.queue.get_nowait()
+            if more and pump.items:  # pieces that already wait go out together
+                item = pump.items.popleft()
                 continue
             await send({"type": "http.response.body", "body": data, "more_body": more})
             if not more:
@@ -180,15 +236,9 @@ class EventStream(Response):
         return (event_bytes(error_body(failure)) if failure else b"") + DONE
 
     async def _next(self, pump: _Pump, gone: asyncio.Future[None]) -> Piece | BaseException | object | None:
-        if not pump.queue.empty():
-            return pump.queue.get_nowait()
-        waiting = asyncio.ensure_future(pump.queue.get())
-        try:
-            pending: set[asyncio.Future[Any]] = {waiting, gone}
-            await asyncio.wait(pending, timeout=self._keep_alive, return_when=asyncio.FIRST_COMPLETED)
-            return waiting.result() if waiting.done() else _QUIET
-        finally:
-            waiting.cancel()
+        if not pump.items and not gone.done():
+            await pump.wait(self._keep_alive)
+        return pump.items.popleft() if pump.items else _QUIET
 
 
 _QUIET = object()

@@ -35,7 +35,7 @@ MODEL = "smollm2-135m-instruct"
 PARTS = ("greedy", "kv8", "long")
 DEMO = ("corpora", "sft_llamafactory_demo")
 WIKITEXT = ("bench", "wikitext2", "wiki.test.raw.gz")
-TOKENS, LONGEST = 24, 600
+TOKENS, LONGEST = 16, 400
 POSITIONS, ANSWER, TOP = 200_000, 16, 20
 NEAR = 1e-4
 """Two logits so close to one another are equal for fp32: either token may come."""

@@ -90,7 +90,7 @@ def greedy(peers: Sequence[str], quick: bool) -> list[Row]:
     }
     rows = []
     for way, each in found.items():
-        compared = [compare(ours, theirs) for ours, theirs in zip(each["tokens"], reference, strict=True)]
+        compared = [compare(ours, theirs, ends) for ours, theirs in zip(each["tokens"], reference, strict=True)]
         same = sum(gap is None for gap in compared)
         apart = [gap for gap in compared if gap is not None]
         note = f"{same} of {len(compared)} equal"
@@ -106,9 +106,12 @@ def greedy(peers: Sequence[str], quick: bool) -> list[Row]:
     return rows
 
 
-def compare(ours: Sequence[int], theirs: dict[str, Any]) -> float | None:
-    """None where all tokens are equal, else how far apart the reference's best two are where the answers part."""
-    wanted = theirs["tokens"]
+def compare(ours: Sequence[int], theirs: dict[str, Any], ends: Sequence[int]) -> float | None:
+    """None where all tokens are equal, else how far apart the reference's best two are where the answers part.
+
+    The token that ends an answer is no part of ours.
+    """
+    wanted = theirs["tokens"][:-1] if theirs["tokens"][-1] in ends else theirs["tokens"]
     if list(ours) == wanted:
         return None
     at = next((n for n, (a, b) in enumerate(zip(ours, wanted, strict=False)) if a != b), None)

@@ -143,7 +143,7 @@ def serve_command(target: str, serving: Serving, options: dict[str, Any]) -> Non
     for each in (number, serving.grpc_port):
         if each is not None:
             open_socket(address, each).close()
-    keep_freed_memory()
+    keep_freed_memory(arenas=2)
     parts = Parts()
     if serving.replicas > 1 or serving.cluster:
         parts = Parts(model="riverrun.serve.cluster:Fleet")

@@ -157,7 +157,7 @@ def _enough(shape: ModelShape, work: Work) -> tuple[bool, str]:
     if not work.rows or threshold("tuning_from_rows") is None:
         return False, tokens
     advice = advise(work.rows)
-    return advice.method == "full", f"{tokens}; {advice.why}"
+    return advice.method == "full", tokens if advice.method == "lora" else f"{tokens}; {advice.why}"
 
 
 def wanted_rank(shape: ModelShape, label_tokens: int, targets: Sequence[str] = LINEARS) -> tuple[int, str]:

@@ -54,7 +54,7 @@ class Replica:
         from riverrun.base.memory import keep_freed_memory
         from riverrun.serve.llm import LLM
 
-        keep_freed_memory()
+        keep_freed_memory(arenas=2)
         self.model = LLM(Path(path), **options)
         self._running: dict[str, Abort] = {}
 

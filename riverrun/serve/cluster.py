@@ -41,7 +41,7 @@ START_SECONDS = 900.0
 PING_SECONDS, HUNG_SECONDS = 2.0, 60.0
 """Time between two questions whether a replica is there, and after which one that says nothing is started again."""
 OBJECT_STORE_BYTES = 128 << 20
-CONTROL = ("ping", "abort", "info", "snapshot", "load_missing")
+CONTROL = ("ping", "abort", "info", "snapshot", "set_adapters")
 """What a replica answers while all its calls are taken."""
 CALLS = 256
 """Calls that a replica takes at once."""
@@ -86,16 +86,19 @@ class Replica:
         """A method of the model."""
         return getattr(self.model, name)(*arguments, **named)
 
-    def info(self) -> tuple[ModelInfo, tuple[str, ...]]:
-        """The model's, and the names of its adapters."""
-        return self.model.info, self.model.adapters
+    def info(self) -> ModelInfo:
+        """The model's."""
+        return self.model.info
 
     def snapshot(self) -> Snapshot | None:
         """What it has counted since it was started."""
         return next(iter(self.model.snapshots()), None)
 
-    def load_missing(self, adapters: Mapping[str, Path]) -> None:
-        """Load those of them that are not here."""
+    def set_adapters(self, adapters: Mapping[str, Path]) -> None:
+        """Load those of them that are not here, and unload all others."""
+        for name in self.model.adapters:
+            if name not in adapters:
+                self.model.unload_adapter(name)
         for name, path in adapters.items():
             if name not in self.model.adapters:
                 self.model.load_adapter(name, path)
@@ -141,7 +144,7 @@ class Fleet:
         try:
             self._ray.get([actor.ping.remote() for actor in self._actors], timeout=START_SECONDS)
             self._live |= set(range(replicas))
-            self._info: ModelInfo = self._ray.get(self._actors[0].info.remote())[0]
+            self._info: ModelInfo = self._ray.get(self._actors[0].info.remote())
         except self._ray.exceptions.RayError as error:
             self.close()
             raise RiverrunError(f"the replicas of {path} did not start: {_told(error)}") from None
@@ -209,7 +212,7 @@ class Fleet:
     def _back(self, number: int) -> None:
         """A replica that was started anew is used once it has all adapters."""
         try:
-            self._ray.get(self._actors[number].load_missing.remote(self._adapters), timeout=HUNG_SECONDS)
+            self._ray.get(self._actors[number].set_adapters.remote(self._adapters), timeout=HUNG_SECONDS)
         except self._ray.exceptions.RayError:
             return  # asked again at the next turn
         with self._changed:

@@ -1,7 +1,8 @@
 """One client for any OpenAI-style server: requests at moments that are fixed beforehand (open loop), each token timed.
 
 An open loop sends a request when its moment has come, whatever became of those before: a slow server gets a queue, not
-fewer requests.
+fewer requests. While it runs the client keeps bytes and their times alone, because it takes its share of the same
+cores; what they say is read when all is over.
 """
 
 from __future__ import annotations
@@ -14,7 +15,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import h11
 import httpx
+
+from riverrun.serve.http.sse import EventParser
 
 __all__ = ["Asked", "Outcome", "Summary", "arrivals", "drive", "percentile", "summarize"]
 
@@ -38,6 +42,8 @@ class Outcome:
     text: str = ""
     error: str = ""
     usage: Mapping[str, Any] = field(default_factory=dict)
+    received: list[tuple[float, bytes]] = field(default_factory=list)
+    """Bytes of the answer that were not read yet, and when they came."""
 
     @property
     def first(self) -> float:
@@ -63,54 +69,108 @@ def arrivals(count: int, rate: float, seed: int = 0) -> list[float]:
     return out
 
 
-async def _ask(client: httpx.AsyncClient, asked: Asked, start: float, outcome: Outcome) -> None:
+SECONDS = 600.0
+"""After so long an answer is given up."""
+
+
+class _Wire(asyncio.Protocol):
+    """One connection, one request: the bytes of its answer with the moments at which they came."""
+
+    def __init__(self, request: bytes) -> None:
+        self.request, self.received = request, list[tuple[float, bytes]]()
+        self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        transport.write(self.request)
+
+    def data_received(self, data: bytes) -> None:
+        self.received.append((time.perf_counter(), data))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if not self.over.done():
+            self.over.set_result(None)
+
+
+def _written(url: httpx.URL, asked: Asked, headers: Mapping[str, str]) -> bytes:
+    """The request; its answer ends with the connection."""
+    body = json.dumps({**asked.body, "stream": True, "stream_options": {"include_usage": True}}).encode()
+    named = {"Host": url.netloc.decode(), "Content-Type": "application/json", "Content-Length": str(len(body))}
+    lines = [f"{name}: {value}\r\n" for name, value in {**named, "Connection": "close", **headers}.items()]
+    return f"POST {url.path.rstrip('/')}{asked.path} HTTP/1.1\r\n{''.join(lines)}\r\n".encode() + body
+
+
+async def _ask(url: httpx.URL, asked: Asked, start: float, outcome: Outcome, headers: Mapping[str, str]) -> None:
+    request = _written(url, asked, headers)
     await asyncio.sleep(max(0.0, asked.at - (time.perf_counter() - start)))
     outcome.sent = time.perf_counter() - start
-    body = {**asked.body, "stream": True, "stream_options": {"include_usage": True}}
+    wire = _Wire(request)
     try:
-        async with client.stream("POST", asked.path, json=body) as response:
-            if response.status_code != 200:
-                outcome.error = f"{response.status_code}: {(await response.aread()).decode()[:300]}"
-                return
-            rest = b""
-            async for data in response.aiter_raw():
-                *events, rest = (rest + data).split(b"\n\n")
-                for line in events:
-                    _read(line, outcome, time.perf_counter() - start)
-    except (httpx.HTTPError, ValueError) as error:
+        transport, _ = await asyncio.get_running_loop().create_connection(lambda: wire, url.host, url.port or 80)
+        try:
+            await asyncio.wait_for(wire.over, SECONDS)
+        finally:
+            transport.close()
+    except OSError as error:  # a TimeoutError, too
         outcome.error = repr(error)
-    finally:
-        outcome.ended = time.perf_counter() - start
+    outcome.ended = time.perf_counter() - start
+    outcome.received = [(moment - start, data) for moment, data in wire.received]
 
 
-def _read(line: bytes, outcome: Outcome, now: float) -> None:
-    """One event."""
-    if not line.startswith(b"data: ") or line == b"data: [DONE]":
+def _read(outcome: Outcome) -> None:
+    """What the bytes say: status, events, each with the moment of its last byte."""
+    http, parser, failure = h11.Connection(h11.CLIENT), EventParser(), b""
+    http.send(h11.Request(method="POST", target="/", headers=[("Host", "any")]))
+    http.send(h11.EndOfMessage())
+    status = 0
+    try:
+        for moment, data in [*outcome.received, (outcome.ended, b"")]:
+            http.receive_data(data)
+            while isinstance(event := http.next_event(), (h11.Response, h11.Data, h11.EndOfMessage)):
+                if isinstance(event, h11.Response):
+                    status = event.status_code
+                elif isinstance(event, h11.EndOfMessage):
+                    break
+                elif status != 200:
+                    failure += bytes(event.data)
+                else:
+                    for text in parser.feed(bytes(event.data)):
+                        _read_event(text, outcome, moment)
+    except (h11.RemoteProtocolError, ValueError) as error:
+        outcome.error = outcome.error or repr(error)
+    if status != 200:
+        outcome.error = outcome.error or f"{status}: {failure.decode('utf-8', 'replace')[:300]}"
+    outcome.received = []
+
+
+def _read_event(text: str, outcome: Outcome, moment: float) -> None:
+    if text == "[DONE]":
         return
-    event = json.loads(line[6:])
+    event = json.loads(text)
+    if error := event.get("error"):
+        outcome.error = str(error)[:300]
     outcome.usage = event.get("usage") or outcome.usage
     for choice in event.get("choices", ()):
         piece = choice.get("text") or (choice.get("delta") or {}).get("content")
         if piece:
-            outcome.pieces.append(now)
+            outcome.pieces.append(moment)
             outcome.text += piece
 
 
 async def _drive(base_url: str, requests: Sequence[Asked], headers: Mapping[str, str]) -> list[Outcome]:
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
-    outcomes = [Outcome() for _ in requests]
-    async with httpx.AsyncClient(
-        base_url=base_url, timeout=600, limits=limits, headers=dict(headers), trust_env=False
-    ) as client:
-        start = time.perf_counter()
-        pairs = zip(requests, outcomes, strict=True)
-        await asyncio.gather(*(_ask(client, asked, start, outcome) for asked, outcome in pairs))
+    outcomes, url = [Outcome() for _ in requests], httpx.URL(base_url)
+    start = time.perf_counter()
+    pairs = zip(requests, outcomes, strict=True)
+    await asyncio.gather(*(_ask(url, asked, start, outcome, headers) for asked, outcome in pairs))
     return outcomes
 
 
 def drive(base_url: str, requests: Sequence[Asked], headers: Mapping[str, str] | None = None) -> list[Outcome]:
     """Send all at their moments and wait for the last answer. `base_url` ends in /v1."""
-    return asyncio.run(_drive(base_url, requests, headers or {}))
+    outcomes = asyncio.run(_drive(base_url, requests, headers or {}))
+    for outcome in outcomes:
+        _read(outcome)
+    return outcomes
 
 
 def percentile(values: Sequence[float], share: float) -> float:

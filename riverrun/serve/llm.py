@@ -18,7 +18,7 @@ from collections.abc import Sequence as Seq
 from contextlib import suppress
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 
@@ -185,7 +185,18 @@ class LLM:
 
     def stream(self, request: Request, *, keep: Keep | None = None) -> Iterator[Delta]:
         """Answer one request as it is generated; closing the iterator frees its blocks within one step."""
-        sequence = self._sequence(request, keep)
+        return cast("Iterator[Delta]", self._streamed(self._sequence(request, keep), request))
+
+    def poll(self, request: Request, ring: Callable[[], object]) -> Iterator[Delta | None]:
+        """As `stream`, for an event loop: the iterator never waits, it gives None where there is nothing yet.
+
+        `ring` is called in the loop's thread when there is something again.
+        """
+        sequence = self._sequence(request)
+        sequence.ring = ring
+        return self._streamed(sequence, request)
+
+    def _streamed(self, sequence: Sequence, request: Request) -> _Deltas:
         sequence.news = queue.SimpleQueue()
         self._submit([sequence])
         return _Deltas(sequence, self._texts.deltas(request, sequence), self._loop.wake)
@@ -455,13 +466,13 @@ def read_messages(messages: str | Seq[Message] | Seq[Mapping[str, Any]]) -> tupl
 class _Deltas:
     """The iterator of a stream. Closing it, dropping it or reading it to its end aborts what is still running."""
 
-    def __init__(self, sequence: Sequence, deltas: Iterator[Delta], wake: Callable[[], None]) -> None:
+    def __init__(self, sequence: Sequence, deltas: Iterator[Delta | None], wake: Callable[[], None]) -> None:
         self._sequence, self._deltas, self._wake = sequence, deltas, wake
 
     def __iter__(self) -> _Deltas:
         return self
 
-    def __next__(self) -> Delta:
+    def __next__(self) -> Delta | None:
         return next(self._deltas)
 
     def close(self) -> None:

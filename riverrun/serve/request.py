@@ -83,6 +83,7 @@ class Sequence:
     error: BaseException | None = None
     timing: Timing = field(default_factory=Timing)
     news: queue.SimpleQueue[int | None] | None = None  # generated ids, then None; for streams only
+    ring: Callable[[], object] | None = None  # called in the loop's thread when there are news
     done: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
@@ -169,8 +170,7 @@ class Sequence:
         if not self.output:
             self.timing.first = time.monotonic()
         self.output.append(token)
-        if self.news:
-            self.news.put(token)
+        self._tell(token)
 
     def finish(self, reason: FinishReason) -> None:
         self.finish_reason = reason
@@ -183,6 +183,11 @@ class Sequence:
 
     def _announce(self) -> None:
         self.timing.ended = time.monotonic()
-        if self.news:
-            self.news.put(None)
+        self._tell(None)
         self.done.set()
+
+    def _tell(self, news: int | None) -> None:
+        if self.news is not None:
+            self.news.put(news)
+            if self.ring is not None:
+                self.ring()

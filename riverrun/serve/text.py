@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import queue
 from collections.abc import Iterator
 from collections.abc import Sequence as Seq
 from dataclasses import replace
@@ -185,8 +186,11 @@ class Texts:
         token, params = sequence.output[place], sequence.params
         return (token in self.tokenizer.end_ids and not params.ignore_end) or token in params.stop_ids
 
-    def deltas(self, request: Request, sequence: Sequence) -> Iterator[Delta]:
-        """The answer while it is written; the last delta has reason and counts."""
+    def deltas(self, request: Request, sequence: Sequence) -> Iterator[Delta | None]:
+        """The answer while it is written; the last delta has reason and counts.
+
+        None whenever there is nothing yet, where the sequence rings; else the iterator waits.
+        """
         text = TextStream(self.tokenizer, self.stops(request))
         parser = self._parser(request, sequence)
         news, called, place = sequence.news, False, 0
@@ -208,7 +212,14 @@ class Texts:
                     continue
                 waiting = ()
 
-        while (token := news.get()) is not None:
+        while True:
+            try:
+                token = news.get(block=sequence.ring is None)
+            except queue.Empty:
+                yield None
+                continue
+            if token is None:
+                break
             if not self._ends(sequence, place):
                 waiting += tuple(map(self.logprob, sequence.chosen[place : place + 1]))
                 yield from made(text.push(token))

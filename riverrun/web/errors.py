@@ -84,10 +84,13 @@ class Dialect:
     id_header: str = ""
 
 
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=str)
+
+
 def json_bytes(value: Any) -> bytes:
     """UTF-8 JSON of any value: not-finite numbers become null, unknown objects their text, lone surrogates '?'."""
     try:
-        text = json.dumps(value, ensure_ascii=False, allow_nan=False, default=str)
+        text = _ENCODER.encode(value)
     except (ValueError, TypeError):
         text = json.dumps(_plain(value), ensure_ascii=False, default=str)
     return text.encode("utf-8", "replace")

@@ -10,15 +10,16 @@ import pytest
 
 from riverrun.base.errors import BusyError, InputError, LateError, UnsupportedError
 from riverrun.base.fakes import FakeModel
-from riverrun.base.types import Guide, Message, SamplingParams, ToolSpec
+from riverrun.base.types import Guide, Message, SamplingParams, ToolSpec, Usage
 from riverrun.serve.llm import LLM
 from riverrun.web.keys import KeyRing, KeySettings
+from tests.serve.http.http_models import RawModel
 from tests.tiny_model import write_tiny
 
 pytest.importorskip("grpc", reason="not run here: grpcio is not installed")
 
 from riverrun.serve.grpc.client import GrpcClient
-from riverrun.serve.grpc.messages import SERVICE, descriptor
+from riverrun.serve.grpc.messages import SERVICE, descriptor, message, variables_of
 from riverrun.serve.grpc.server import GrpcServer
 
 LONG = SamplingParams(max_tokens=400, ignore_end=True)
@@ -208,3 +209,27 @@ def test_the_descriptor_is_that_of_the_proto() -> None:
         out = Path(work) / "riverrun.desc"
         assert protoc.main(["protoc", f"-I{folder}", f"--descriptor_set_out={out}", "riverrun.proto"]) == 0
         assert out.read_bytes() == (folder / "riverrun.desc").read_bytes()
+
+
+def test_the_template_gets_variables_and_the_answer_tells_its_stop_string(tmp_path: Path) -> None:
+    folder = write_tiny(tmp_path)
+    template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    (folder / "chat_template.jinja").write_text(template + "{{ tone or '' }}", encoding="utf-8")
+    thinking = RawModel(["hm</think>", "Yes"], reason="stop", stopped_by="END")
+    with (
+        LLM(folder, dtype="float32", slots=2) as model,
+        GrpcServer({"tiny": model, "raw": thinking}) as server,
+        GrpcClient(f"127.0.0.1:{server.port}") as client,
+    ):
+        given: tuple[dict[str, str], ...] = ({}, {"tone": "Loudly. "})
+        plain, loud = (list(client.chat(ASKED, SHORT, template_variables=each))[-1].usage for each in given)
+        assert plain
+        assert loud
+        assert loud.prompt_tokens == plain.prompt_tokens + len(client.tokenize("Loudly. "))
+        with pytest.raises(InputError, match="'manner'"):
+            list(client.chat(ASKED, SHORT, template_variables={"manner": 1}))
+        last = list(client.chat(ASKED, SHORT, model="raw"))[-1]
+        assert (last.stopped_by, last.usage) == ("END", Usage(9, 7, 4, 2))
+    for wrong in ("[1]", "{"):
+        with pytest.raises(InputError, match="template_variables"):
+            variables_of(message("ChatRequest")(template_variables=wrong))

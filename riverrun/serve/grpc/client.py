@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -54,13 +54,18 @@ class GrpcClient:
     def chat(
         self, messages: Sequence[Message], params: SamplingParams | None = None, *, model: str = "",
         tools: Sequence[ToolSpec] = (), session: str = "", forced_tools: Sequence[str] = (),
-        parallel_tool_calls: bool = True, request_id: str = "", timeout_seconds: float = 0.0,
+        parallel_tool_calls: bool = True, template_variables: Mapping[str, Any] | None = None, request_id: str = "",
+        timeout_seconds: float = 0.0,
     ) -> Iterator[Delta]:  # fmt: skip
-        """Answer a conversation, or with `session` its new turn. Closing the iterator aborts the answer."""
+        """Answer a conversation, or with `session` its new turn. Closing the iterator aborts the answer.
+
+        `template_variables` reach the chat template by name.
+        """
         return self._stream(
             "Chat", model=model, messages=[_message(each) for each in messages], tools=[_tool(each) for each in tools],
             sampling=_sampling(params), session_id=session, forced_tools=list(forced_tools),
             parallel_tool_calls=parallel_tool_calls, request_id=request_id, timeout_seconds=timeout_seconds,
+            template_variables=json.dumps(dict(template_variables)) if template_variables else "",
         )  # fmt: skip
 
     def tokenize(self, prompt: str = "", *, messages: Sequence[Message] = (), model: str = "") -> list[int]:
@@ -181,11 +186,14 @@ def _tool(tool: ToolSpec) -> Any:
     return message("Tool")(name=tool.name, description=tool.description, parameters=parameters)
 
 
+_COUNTS = ("prompt_tokens", "completion_tokens", "cached_tokens", "reasoning_tokens")
+
+
 def _delta(chunk: Any) -> Delta:
     calls = tuple(ToolCall(call.name, json.loads(call.arguments), call.id) for call in chunk.tool_calls)
     usage = None
     if chunk.HasField("usage"):
-        usage = Usage(chunk.usage.prompt_tokens, chunk.usage.completion_tokens, chunk.usage.cached_tokens)
+        usage = Usage(**{name: getattr(chunk.usage, name) for name in _COUNTS})
     return Delta(
         text=chunk.text,
         tool_calls=calls,
@@ -193,6 +201,7 @@ def _delta(chunk: Any) -> Delta:
         usage=usage,
         logprobs=tuple(map(_logprob, chunk.logprobs)),
         reasoning=chunk.reasoning,
+        stopped_by=chunk.stopped_by,
     )
 
 

@@ -15,6 +15,7 @@ from riverrun.base.types import Guide, Message, SamplingParams, TokenLogprob, To
 
 __all__ = [
     "SERVICE", "chunk_of", "descriptor", "generate_request", "message", "messages_of", "params_of", "read", "tools_of",
+    "variables_of",
 ]  # fmt: skip
 
 SERVICE = "riverrun.v1.Riverrun"
@@ -104,6 +105,17 @@ def tools_of(given: Iterable[Any]) -> tuple[ToolSpec, ...]:
     return tuple(out)
 
 
+def variables_of(given: Any) -> dict[str, Any]:
+    """What a chat asks its template to know."""
+    try:
+        variables = json.loads(given.template_variables or "{}")
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"template_variables is not JSON: {error}") from None
+    if not isinstance(variables, dict):
+        raise InputError(f"template_variables must be a JSON object, it is {given.template_variables[:80]}")
+    return variables
+
+
 def generate_request(given: Any) -> Request:
     """A GenerateRequest as the models know it."""
     kind = given.WhichOneof("input")
@@ -117,7 +129,12 @@ def generate_request(given: Any) -> Request:
 
 
 def chunk_of(delta: Delta) -> Any:
-    chunk = message("Chunk")(text=delta.text, reasoning=delta.reasoning, finish_reason=delta.finish_reason or "")
+    chunk = message("Chunk")(
+        text=delta.text,
+        reasoning=delta.reasoning,
+        finish_reason=delta.finish_reason or "",
+        stopped_by=delta.stopped_by,
+    )
     chunk.tool_calls.extend(_call(call) for call in delta.tool_calls)
     chunk.logprobs.extend(_logprob(token) for token in delta.logprobs)
     if delta.usage is not None:
@@ -140,4 +157,5 @@ def _usage(usage: Usage) -> Any:
         prompt_tokens=usage.prompt_tokens,
         completion_tokens=usage.completion_tokens,
         cached_tokens=usage.cached_tokens,
+        reasoning_tokens=usage.reasoning_tokens,
     )

@@ -25,6 +25,7 @@ from riverrun.serve.grpc.messages import (
     params_of,
     read,
     tools_of,
+    variables_of,
 )
 from riverrun.web.errors import HttpError, to_http_error
 from riverrun.web.keys import Key, KeyRing
@@ -196,6 +197,7 @@ class _Calls:
             "key": key.name if key else "",
             "timeout_seconds": place.seconds(given.timeout_seconds),
             "forced_tools": tuple(given.forced_tools),
+            "template_variables": variables_of(given),
             "parallel_tool_calls": given.parallel_tool_calls if given.HasField("parallel_tool_calls") else True,
         }
         with self._running(context, given.request_id) as abort:

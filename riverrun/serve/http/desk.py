@@ -6,9 +6,8 @@ import asyncio
 import queue
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from functools import partial
-from typing import TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 from fastapi import Request
 from pydantic import BaseModel
@@ -18,7 +17,7 @@ from riverrun.base.protocols import Request as Asked
 from riverrun.base.types import Usage
 from riverrun.serve.desk import Desk, Place
 from riverrun.serve.http.schema import read_body
-from riverrun.serve.http.streaming import Chunks, EventStream, Piece, disconnected, run_in_thread
+from riverrun.serve.http.streaming import Chunks, EventStream, Piece, Ring, close, disconnected, run_in_thread
 from riverrun.web.app import parse_json
 from riverrun.web.keys import Key
 
@@ -51,19 +50,19 @@ class HttpDesk(Desk):
                 gone.cancel()
 
     def events(
-        self, request: Request, make: Callable[[Abort], Iterator[Piece]], chunks: Chunks, *, name: str = "",
-        at_end: Callable[[], object] = lambda: None,
+        self, request: Request, make: Callable[[Abort, Ring], Iterator[Piece | None]], chunks: Chunks, *,
+        name: str = "", at_end: Callable[[], object] = lambda: None,
     ) -> EventStream:  # fmt: skip
         """The same for what comes piece by piece; `at_end` is called when it is over, however it ended."""
         registered = self.registered(_id_of(request), name)
         abort = registered.__enter__()
 
-        def pieces() -> Iterator[Piece]:
+        def pieces(ring: Ring) -> Iterator[Piece | None]:
             try:
-                for index, delta in make(abort):
-                    if delta.usage is not None:
-                        charge(request, delta.usage)
-                    yield index, delta
+                for piece in make(abort, ring):
+                    if piece is not None and piece[1].usage is not None:
+                        charge(request, piece[1].usage)
+                    yield piece
             finally:
                 registered.__exit__(None, None, None)
                 at_end()
@@ -79,10 +78,42 @@ class HttpDesk(Desk):
     def stream(self, request: Request, place: Place, asked: Sequence[Asked], chunks: Chunks) -> EventStream:
         """The answers in events, each piece with the number of its answer."""
 
-        def pieces(abort: Abort) -> Iterator[Piece]:
-            return merged([partial(place.model.stream, each) for each in place.placed(asked, abort)])
+        model = place.model
+
+        def pieces(abort: Abort, ring: Ring) -> Iterator[Piece | None]:
+            placed = place.placed(asked, abort)
+            if isinstance(model, Polled):
+                return polled([partial(model.poll, each, ring) for each in placed])
+            return merged([partial(model.stream, each) for each in placed])
 
         return self.events(request, pieces, chunks)
+
+
+@runtime_checkable
+class Polled(Protocol):
+    """A model whose streams can be read by an event loop: see `serve.llm.LLM.poll`."""
+
+    def poll(self, request: Asked, ring: Ring) -> Iterator[Delta | None]: ...
+
+
+def polled(streams: Sequence[Callable[[], Iterator[Delta | None]]]) -> Iterator[Piece | None]:
+    """What `merged` gives, of streams that never wait: None where none of them has anything."""
+    opened = [make() for make in streams]
+    left = dict(enumerate(opened))
+    try:
+        while left:
+            for number, stream in list(left.items()):
+                for delta in stream:
+                    if delta is None:
+                        break
+                    yield number, delta
+                else:
+                    del left[number]
+            if left:
+                yield None
+    finally:
+        for stream in opened:
+            close(stream)
 
 
 def merged(streams: Sequence[Callable[[], Iterator[Delta]]]) -> Iterator[tuple[int, Delta]]:
@@ -93,7 +124,7 @@ def merged(streams: Sequence[Callable[[], Iterator[Delta]]]) -> Iterator[tuple[i
             for delta in only:
                 yield 0, delta
         finally:
-            _close(only)
+            close(only)
         return
     pieces: queue.SimpleQueue[tuple[int, Delta | BaseException | None]] = queue.SimpleQueue()
     opened = [make() for make in streams]
@@ -120,14 +151,7 @@ def merged(streams: Sequence[Callable[[], Iterator[Delta]]]) -> Iterator[tuple[i
                 yield number, item
     finally:
         for stream in opened:
-            _close(stream)
-
-
-def _close(stream: Iterator[Delta]) -> None:
-    with suppress(ValueError):  # it is being read by its thread, which sees the end of the aborted answer
-        close = getattr(stream, "close", None)
-        if close is not None:
-            close()
+            close(stream)
 
 
 def _id_of(request: Request) -> str:

@@ -26,7 +26,7 @@ from riverrun.base.types import SamplingParams
 from riverrun.serve.http.desk import HttpDesk, key_of, read_request
 from riverrun.serve.http.openai import add_post, usage_body
 from riverrun.serve.http.schema import Count, StrictBody, read_chat_messages, read_tools
-from riverrun.serve.http.streaming import run_in_thread
+from riverrun.serve.http.streaming import Piece, Ring, run_in_thread
 from riverrun.serve.sessions import Session
 from riverrun.web.errors import HttpError, json_bytes
 
@@ -208,7 +208,7 @@ class _Routes:
         session = await run_in_thread(lambda: table.open(name, adapter=place.adapter) if new else table.get(name))
         running, chunks, failed = f"session {name}", InteractiveChunks(name), threading.Event()
 
-        def pieces(abort: Abort) -> Iterator[tuple[int, Delta]]:
+        def pieces(abort: Abort, _: Ring) -> Iterator[Piece]:
             try:
                 yield from ((0, delta) for delta in session.stream(turn, params, abort=abort, **rest))
             except Exception:

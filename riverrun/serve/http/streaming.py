@@ -1,8 +1,9 @@
 """A model's synchronous answer as an asynchronous HTTP response, without blocking the event loop.
 
-Each call runs in a thread of its own. A client that goes away stops the thread at the next piece, which closes the
-model's iterator (and so aborts the request). The answer's status is sent with the first piece, so that a refusal
-before it is an ordinary HTTP error; a later failure becomes an error event.
+Each call runs in a thread of its own; a stream does so until its iterator says that it never waits (by giving None),
+and is read by the event loop from then on. A client that goes away closes the model's iterator (and so aborts the
+request), at its next piece where a thread reads it. The answer's status is sent with the first piece, so that a
+refusal before it is an ordinary HTTP error; a later failure becomes an error event.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import partial
 from typing import Any, Protocol, TypeVar, runtime_checkable
 from weakref import WeakKeyDictionary, ref
 
@@ -22,10 +25,12 @@ from riverrun.base.protocols import Delta
 from riverrun.serve.http.sse import DONE, KEEP_ALIVE, event_bytes, named_event_bytes
 from riverrun.web.errors import HttpError, error_body, to_http_error
 
-__all__ = ["Chunks", "EventStream", "NamedEvents", "Piece", "disconnected", "run_in_thread"]
+__all__ = ["Chunks", "EventStream", "NamedEvents", "Piece", "Ring", "close", "disconnected", "run_in_thread"]
 
 Piece = tuple[int, Delta]
 """The number of an answer, and the next piece of it."""
+Ring = Callable[[], object]
+"""Called from any thread: what gave None before has something new."""
 
 T = TypeVar("T")
 _LOG = logging.getLogger("riverrun.serve")
@@ -114,33 +119,40 @@ _DOORBELLS: WeakKeyDictionary[asyncio.AbstractEventLoop, _Doorbell] = WeakKeyDic
 
 
 class _Pump:
-    """An iterator run in a thread; its items, then its error or None, arrive in `items`.
+    """An iterator's items, then its error or None, arrive in `items`.
 
     One future wakes who waits, whatever it is for: a piece is to cost little more than its bytes.
     """
 
-    def __init__(self, make: Callable[[], Iterator[Piece]]) -> None:
+    def __init__(self, make: Callable[[Ring], Iterator[Piece | None]]) -> None:
         self.items: deque[Piece | BaseException | None] = deque()
         self._make, self._loop, self._stopped = make, asyncio.get_running_loop(), threading.Event()
         self._waiting: asyncio.Future[None] | None = None
+        self._polled: Iterator[Piece | None] | None = None
         self._doorbell = _DOORBELLS.setdefault(self._loop, _Doorbell(self._loop))
         threading.Thread(target=self._run, name="riverrun-stream", daemon=True).start()
 
     def stop(self) -> None:
-        """Close the iterator as soon as it has given the piece it is working on."""
+        """Close the iterator, as soon as it has given the piece that a thread waits for."""
         self._stopped.set()
+        if self._polled is not None:
+            self._read()
 
     def _run(self) -> None:
         try:
-            iterator = self._make()
+            iterator = self._make(partial(self._doorbell.ring, self._read))
             try:
                 for item in iterator:
+                    if item is None:
+                        if _call_soon(self._loop, self._take_over, iterator):
+                            return
+                        break
                     if self._stopped.is_set() or not self._put(item):
                         break
-            finally:
-                close = getattr(iterator, "close", None)
-                if close is not None:
-                    close()
+            except BaseException:
+                close(iterator)
+                raise
+            close(iterator)
         except BaseException as error:
             self._put(error)
         else:
@@ -149,6 +161,32 @@ class _Pump:
     def _put(self, item: Piece | BaseException | None) -> bool:
         self.items.append(item)
         return self._waiting is None or self._doorbell.ring(self.wake)
+
+    def _take_over(self, iterator: Iterator[Piece | None]) -> None:
+        """From the thread: the iterator never waits."""
+        self._polled = iterator
+        self._read()
+
+    def _read(self) -> None:
+        """In the event loop: what such an iterator has now."""
+        if self._polled is None:
+            return
+        try:
+            if self._stopped.is_set():
+                close(self._polled)
+                self._polled = None
+                return
+            for item in self._polled:
+                if item is None:
+                    break
+                self.items.append(item)
+            else:
+                self.items.append(None)
+                self._polled = None
+        except Exception as error:
+            self.items.append(error)
+            self._polled = None
+        self.wake()
 
     def wake(self, *_: object) -> None:
         """In the event loop: end the wait."""
@@ -175,7 +213,7 @@ class EventStream(Response):
 
     def __init__(
         self,
-        make: Callable[[], Iterator[Piece]],
+        make: Callable[[Ring], Iterator[Piece | None]],
         chunks: Chunks,
         *,
         keep_alive_seconds: float,
@@ -242,6 +280,14 @@ class EventStream(Response):
 
 
 _QUIET = object()
+
+
+def close(iterator: Iterator[Any]) -> None:
+    """End it, where it has a `close`."""
+    end = getattr(iterator, "close", None)
+    if end is not None:
+        with suppress(ValueError):  # a thread is in it, which sees the end of the aborted answer
+            end()
 
 
 async def disconnected(receive: Receive) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib
 import os
+import queue
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -120,6 +121,54 @@ class FailingModel(FakeModel):
         for _ in range(self.after):
             yield Delta(text="x")
         raise self.error
+
+
+class PolledModel(FakeModel):
+    """Another model's streams, as an event loop reads them: they never wait, and ring when there is something."""
+
+    def __init__(self, inner: FakeModel) -> None:
+        super().__init__(name=inner.info.name)
+        self.inner = inner
+
+    def generate(self, requests: Sequence[Request]) -> list[Completion]:
+        return self.inner.generate(requests)
+
+    def stream(self, request: Request) -> Iterator[Delta]:
+        raise AssertionError("a stream that can be polled was read by a thread")
+
+    def poll(self, request: Request, ring: Callable[[], object]) -> Iterator[Delta | None]:
+        news: queue.SimpleQueue[Delta | Exception | None] = queue.SimpleQueue()
+        stopped = threading.Event()
+
+        def work() -> None:
+            stream = self.inner.stream(request)
+            try:
+                for delta in stream:
+                    news.put(delta)
+                    ring()
+                    if stopped.is_set():
+                        stream.close()  # type: ignore[attr-defined]
+                        return
+                news.put(None)
+            except Exception as error:
+                news.put(error)
+            ring()
+
+        threading.Thread(target=work, daemon=True).start()
+        try:
+            while True:
+                try:
+                    item = news.get(block=False)
+                except queue.Empty:
+                    yield None
+                    continue
+                if isinstance(item, Exception):
+                    raise item
+                if item is None:
+                    return
+                yield item
+        finally:
+            stopped.set()
 
 
 class RawModel(FakeModel):

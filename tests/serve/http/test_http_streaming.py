@@ -5,22 +5,30 @@ from __future__ import annotations
 import json
 import socket
 import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
 import pytest
-from http_models import PATIENCE_SECONDS, STEPS, FailingModel, GateModel, PiecesModel
+from http_models import PATIENCE_SECONDS, STEPS, FailingModel, GateModel, PiecesModel, PolledModel
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from riverrun.base.errors import CapacityError
 from riverrun.base.fakes import FakeModel
 from riverrun.base.protocols import Delta, Request
-from riverrun.base.types import ToolCall
+from riverrun.base.types import ToolCall, Usage
 from riverrun.serve.http.server import BackgroundServer
 from riverrun.serve.http.sse import EventParser
 
 CHAT = "/v1/chat/completions"
+Way = Callable[[FakeModel], FakeModel]
+
+
+@pytest.fixture(scope="module", params=["read by a thread", "read by the event loop"])
+def way(request: pytest.FixtureRequest) -> Way:
+    """How a model's streams are read."""
+    return PolledModel if request.param == "read by the event loop" else lambda model: model
 
 
 def body(model: str, **fields: Any) -> dict[str, Any]:
@@ -43,9 +51,14 @@ text = st.text(st.characters(codec="utf-8"), max_size=5)
 @settings(derandomize=True, max_examples=80, deadline=None)
 @given(st.lists(text, max_size=5), st.lists(st.sampled_from(STEPS), max_size=2), st.lists(call, max_size=2))
 def test_streaming_equals_the_whole_answer(
-    http: httpx.Client, models: dict[str, FakeModel], pieces: list[str], steps: list[Any], calls: list[ToolCall]
+    http: httpx.Client,
+    models: dict[str, FakeModel],
+    way: Way,
+    pieces: list[str],
+    steps: list[Any],
+    calls: list[ToolCall],
 ) -> None:
-    models["pieces"] = PiecesModel(pieces, steps=steps, calls=calls)
+    models["pieces"] = way(PiecesModel(pieces, steps=steps, calls=calls))
     whole = http.post(CHAT, json=body("pieces")).json()
     *chunks, done = events(http, "pieces", stream_options={"include_usage": True})
     assert done == "[DONE]"
@@ -61,8 +74,11 @@ def test_streaming_equals_the_whole_answer(
     assert chunks[-1]["usage"] == whole["usage"]
 
 
-def test_a_client_that_leaves_aborts_the_model(server: BackgroundServer, models: dict[str, FakeModel]) -> None:
-    gate = models["gate"] = GateModel()
+def test_a_client_that_leaves_aborts_the_model(
+    server: BackgroundServer, models: dict[str, FakeModel], way: Way
+) -> None:
+    gate = GateModel()
+    models["gate"] = way(gate)
     gate.permits.release()
     with (
         httpx.Client(base_url=server.url, timeout=PATIENCE_SECONDS, trust_env=False) as client,
@@ -74,9 +90,10 @@ def test_a_client_that_leaves_aborts_the_model(server: BackgroundServer, models:
 
 
 def test_a_client_that_leaves_before_the_first_piece_aborts_the_model(
-    server: BackgroundServer, models: dict[str, FakeModel]
+    server: BackgroundServer, models: dict[str, FakeModel], way: Way
 ) -> None:
-    gate = models["early"] = GateModel()
+    gate = GateModel()
+    models["early"] = way(gate)
     content = json.dumps(body("early", stream=True)).encode()
     head = (
         f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(content)}"
@@ -87,8 +104,10 @@ def test_a_client_that_leaves_before_the_first_piece_aborts_the_model(
     assert gate.wait_closed()
 
 
-def test_an_error_before_the_first_piece_is_an_http_error(http: httpx.Client, models: dict[str, FakeModel]) -> None:
-    models["full"] = FailingModel(CapacityError("9000 tokens, the context is 8192: send less"))
+def test_an_error_before_the_first_piece_is_an_http_error(
+    http: httpx.Client, models: dict[str, FakeModel], way: Way
+) -> None:
+    models["full"] = way(FailingModel(CapacityError("9000 tokens, the context is 8192: send less")))
     response = http.post(CHAT, json=body("full", stream=True))
     assert response.status_code == 400
     assert response.json()["error"]["code"] == "context_length_exceeded"
@@ -102,9 +121,9 @@ def test_an_error_before_the_first_piece_is_an_http_error(http: httpx.Client, mo
     ],
 )
 def test_a_later_error_is_an_event(
-    http: httpx.Client, models: dict[str, FakeModel], error: Exception, code: str, part: str
+    http: httpx.Client, models: dict[str, FakeModel], way: Way, error: Exception, code: str, part: str
 ) -> None:
-    models["late"] = FailingModel(error, after=2)
+    models["late"] = way(FailingModel(error, after=2))
     *chunks, last, done = events(http, "late")
     assert [c["choices"][0]["delta"].get("content") for c in chunks] == ["", "x", "x"]
     assert (last["error"]["code"], done) == (code, "[DONE]")
@@ -112,16 +131,18 @@ def test_a_later_error_is_an_event(
     assert "secret" not in last["error"]["message"]
 
 
-def test_an_answer_without_a_finish_reason_is_an_error(http: httpx.Client, models: dict[str, FakeModel]) -> None:
+def test_an_answer_without_a_finish_reason_is_an_error(
+    http: httpx.Client, models: dict[str, FakeModel], way: Way
+) -> None:
     class Cut(FakeModel):
         def stream(self, request: Request) -> Any:
             yield Delta(text="half an ans")
 
-    models["cut"] = Cut()
+    models["cut"] = way(Cut())
     assert "without a finish reason" in events(http, "cut")[-2]["error"]["message"]
 
 
-def test_a_silent_stream_is_kept_alive(http: httpx.Client, models: dict[str, FakeModel]) -> None:
+def test_a_silent_stream_is_kept_alive(http: httpx.Client, models: dict[str, FakeModel], way: Way) -> None:
     heard = threading.Event()
 
     class Silent(FakeModel):
@@ -129,7 +150,7 @@ def test_a_silent_stream_is_kept_alive(http: httpx.Client, models: dict[str, Fak
             assert heard.wait(PATIENCE_SECONDS)
             yield from super().stream(request)
 
-    models["silent"] = Silent(["at last"])
+    models["silent"] = way(Silent(["at last"]))
     with http.stream("POST", CHAT, json=body("silent", stream=True)) as response:
         received = b""
         for chunk in response.iter_raw():
@@ -149,3 +170,33 @@ def test_values_without_a_json_form_do_not_break_the_answer(http: httpx.Client, 
     assert [e["choices"][0]["step"]["data"]["x"] for e in events(http, "odd")[:-1] if "step" in e["choices"][0]] == [
         None
     ]
+
+
+def test_answers_that_the_event_loop_reads_come_as_they_are_written(
+    http: httpx.Client, models: dict[str, FakeModel]
+) -> None:
+    """Two answers of one request: the second ends while the first waits for its gate."""
+    gate = GateModel()
+
+    class Two(FakeModel):
+        def stream(self, request: Request) -> Iterator[Delta]:
+            self.requests.append(request)
+            if len(self.requests) == 1:
+                for delta in gate.stream(request):
+                    yield delta
+                    break
+                yield Delta(finish_reason="stop", usage=Usage(1, 1))
+            else:
+                yield from FakeModel(["the other"]).stream(request)
+
+    models["two"] = PolledModel(Two())
+    with http.stream("POST", CHAT, json=body("two", stream=True, n=2)) as response:
+        parser, ended = EventParser(), list[int]()
+        for chunk in response.iter_raw():
+            for event in parser.feed(chunk):
+                if event != "[DONE]" and (choice := json.loads(event)["choices"][0])["finish_reason"]:
+                    ended.append(choice["index"])
+            if len(ended) == 1:
+                gate.permits.release()
+    assert sorted(ended) == [0, 1]
+    assert gate.closed.is_set()

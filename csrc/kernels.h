@@ -25,11 +25,13 @@ struct Span {
 struct PagedShape {
     int64_t heads, kv_heads, dim, row, block;  // row: elements between two tokens of q; block: tokens of a block
     int64_t window;                            // keys that a query sees at most, itself included; 0: all
+    int64_t bits;                              // of a code where the cache holds codes: 8 or 4
     float scale;
 };
 
-// A cache of blocks [blocks, kv_heads, block, dim] of q's type, or with scales of 8-bit codes: code * step + least,
-// (step, least) in half precision [blocks, kv_heads, block, 2]. state: [rows of all spans, heads, dim + 2] floats.
+// A cache of blocks [blocks, kv_heads, block, dim] of q's type, or with scales of codes: code * step + least,
+// (step, least) in half precision [blocks, kv_heads, block, 2]. Two codes of 4 bits stand in a byte: places d (low) and
+// d + dim / 2. state: [rows of all spans, heads, dim + 2] floats.
 // parts[parts_at[t] ... parts_at[t + 1]]: rows of spans whose query is token t, by position of their keys.
 struct Paged {
     const void *q, *keys, *values;

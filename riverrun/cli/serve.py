@@ -80,7 +80,7 @@ def model_options(
 ) -> dict[str, Any]:
     """Arguments of `LLM` from those of the command line; InputError names the one that cannot be."""
     for name, value, known in (
-        ("kv", kv, ("model", "int8")),
+        ("kv", kv, ("model", "int8", "int4")),
         ("dtype", dtype, ("auto", "bfloat16", "float16", "float32")),
         ("weights", weights, ("auto", "full", "stored")),
     ):

@@ -44,7 +44,7 @@ Slots = Annotated[int | None, typer.Option(help="Requests that run at once.", ri
 CacheGb = Annotated[
     float, typer.Option(help="Memory for keys and values; 0: a quarter of what is free.", rich_help_panel=_MODEL)
 ]
-Kv = Annotated[str, typer.Option(help="Keys and values: model or int8.", rich_help_panel=_MODEL)]
+Kv = Annotated[str, typer.Option(help="Keys and values: model, int8 or int4.", rich_help_panel=_MODEL)]
 Dtype = Annotated[str, typer.Option(help="auto, bfloat16, float16 or float32.", rich_help_panel=_MODEL)]
 Weights = Annotated[
     str, typer.Option(help="Of few bits: full (laid out), stored (as they are), auto.", rich_help_panel=_MODEL)

@@ -5,8 +5,9 @@ Which block belongs to whom is decided elsewhere (`serve.blocks`): here a sequen
 is reserved and not touched, so a cache costs what was written to it. `PagedAttend` is the attention of one forward; on
 a CPU with kernels it reads the blocks where they lie (csrc/paged.inc), else they are gathered into one tensor.
 
-Codes of 8 bits: for each token and head x = code * step + least with step = (max - min) / 255, least = min, both in
-half precision (the grid of LMDeploy's online KV quantisation, kernels/attention/quantization.h).
+Codes of 8 or 4 bits: for each token and head x = code * step + least with step = (max - min) / 255 (or 15), least =
+min, both in half precision (the grid of LMDeploy's online KV quantisation, kernels/attention/quantization.h). A byte
+holds two codes of 4 bits: low that of place d, high that of place d + D / 2.
 """
 
 from __future__ import annotations
@@ -30,34 +31,41 @@ from riverrun.models.config import ModelConfig
 
 __all__ = ["Growing", "KVType", "NewTokens", "PagedAttend", "PagedCache", "bytes_per_token"]
 
-KVType = Literal["model", "int8"]
-STEPS = 255
+KVType = Literal["model", "int8", "int4"]
+BITS: dict[KVType, int] = {"int8": 8, "int4": 4}
 LEAST_STEP = 6e-8
 """Below it a step is no number in half precision."""
 
 
 def bytes_per_token(config: ModelConfig, kind: KVType, itemsize: int) -> int:
     """Of all layers, keys and values."""
-    head = config.head_dim + 4 if kind == "int8" else config.head_dim * itemsize
+    head = config.head_dim * BITS[kind] // 8 + 4 if kind in BITS else config.head_dim * itemsize
     return 2 * config.num_hidden_layers * config.num_key_value_heads * head
 
 
-def encode(x: Tensor) -> tuple[Tensor, Tensor]:
-    """[..., D] -> (codes uint8 [..., D], (step, least) half [..., 2])."""
-    x = x.float()
+def encode(x: Tensor, bits: int = 8) -> tuple[Tensor, Tensor]:
+    """[..., D] -> (codes uint8 [..., D * bits / 8], (step, least) half [..., 2])."""
+    x, steps = x.float(), 2**bits - 1
     least = x.amin(dim=-1).half()
-    step = ((x.amax(dim=-1) - least.float()) / STEPS).clamp(min=LEAST_STEP).half()
+    step = ((x.amax(dim=-1) - least.float()) / steps).clamp(min=LEAST_STEP).half()
     scaled = (x - least.float()[..., None]) / step.float()[..., None]
-    return scaled.round_().clamp_(0, STEPS).to(torch.uint8), torch.stack([step, least], dim=-1)
+    codes = scaled.round_().clamp_(0, steps).to(torch.uint8)
+    if bits == 4:
+        low, high = codes.chunk(2, dim=-1)
+        codes = low | high << 4
+    return codes, torch.stack([step, least], dim=-1)
 
 
-def decode(codes: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
+def decode(codes: Tensor, scales: Tensor, dtype: torch.dtype, bits: int = 8) -> Tensor:
     step, least = scales.float().unbind(dim=-1)
+    if bits == 4:
+        codes = torch.cat([codes & 15, codes >> 4], dim=-1)
     return (codes.float() * step[..., None] + least[..., None]).to(dtype)
 
 
 class PagedCache:
-    """`keys[layer]` and `values[layer]` are [N, K, S, D]; with 8 bits `scales[kind][layer]` [N, K, S, 2]."""
+    """`keys[layer]` and `values[layer]` are [N, K, S, D]; as codes [N, K, S, D * bits / 8], with
+    `scales[name][layer]` [N, K, S, 2]."""
 
     def __init__(
         self,
@@ -70,8 +78,10 @@ class PagedCache:
         device: str | torch.device = "cpu",
     ) -> None:
         self.blocks, self.size, self.dtype, self.kind, self.windows = blocks, size, dtype, kind, config.windows
-        shape = (blocks, config.num_key_value_heads, size, config.head_dim)
-        stored = torch.uint8 if kind == "int8" else dtype
+        self.bits = BITS.get(kind, 0)
+        width = config.head_dim * self.bits // 8 if self.bits else config.head_dim
+        shape = (blocks, config.num_key_value_heads, size, width)
+        stored = torch.uint8 if self.bits else dtype
         layers = range(config.num_hidden_layers)
 
         def made(shape: tuple[int, ...], dtype: torch.dtype) -> list[Tensor]:
@@ -81,14 +91,14 @@ class PagedCache:
 
         self.keys, self.values = made(shape, stored), made(shape, stored)
         small = (*shape[:-1], 2)
-        self.scales = {name: made(small, torch.half) if kind == "int8" else [] for name in ("keys", "values")}
+        self.scales = {name: made(small, torch.half) if self.bits else [] for name in ("keys", "values")}
 
     def write(self, layer: int, blocks_T: Tensor, places_T: Tensor, k: Tensor, v: Tensor) -> None:
         """Store k and v [T, K, D] at these places of these blocks."""
         for name, x in (("keys", k), ("values", v)):
             into = getattr(self, name)[layer]
-            if self.kind == "int8":
-                x, scales = encode(x)
+            if self.bits:
+                x, scales = encode(x, self.bits)
                 self.scales[name][layer][blocks_T, :, places_T] = scales
             into[blocks_T, :, places_T] = x
 
@@ -98,8 +108,8 @@ class PagedCache:
 
     def _read(self, name: str, layer: int, tables: Tensor) -> Tensor:
         found: Tensor = getattr(self, name)[layer][tables]
-        if self.kind == "int8":
-            found = decode(found, self.scales[name][layer][tables], self.dtype)
+        if self.bits:
+            found = decode(found, self.scales[name][layer][tables], self.dtype, self.bits)
         batch, count, heads, size, dim = found.shape
         return found.transpose(1, 2).reshape(batch, heads, count * size, dim)
 
@@ -108,7 +118,7 @@ class PagedCache:
         for layer in range(len(self.keys)):
             for name in ("keys", "values"):
                 yield f"{layer}.{name}", getattr(self, name)[layer]
-                if self.kind == "int8":
+                if self.bits:
                     yield f"{layer}.{name}.scales", self.scales[name][layer]
 
 
@@ -140,7 +150,7 @@ class _Span(ctypes.Structure):
 
 class _Shape(ctypes.Structure):
     _fields_ = [
-        *((name, ctypes.c_int64) for name in ("heads", "kv_heads", "dim", "row", "block", "window")),
+        *((name, ctypes.c_int64) for name in ("heads", "kv_heads", "dim", "row", "block", "window", "bits")),
         ("scale", ctypes.c_float),
     ]
 
@@ -204,7 +214,7 @@ class PagedAttend:
         cache, (tokens, heads, dim) = self.cache, q.shape
         state = plan.state(heads * (dim + 2))
         out = torch.empty_like(q)
-        scales = [cache.scales[name][layer] if cache.kind == "int8" else None for name in ("keys", "values")]
+        scales = [cache.scales[name][layer] if cache.bits else None for name in ("keys", "values")]
         pointers = [
             x.data_ptr() if x is not None else None for x in (q, cache.keys[layer], cache.values[layer], *scales)
         ]
@@ -213,7 +223,7 @@ class PagedAttend:
             *pointers, out.data_ptr(), ctypes.addressof(plan.spans), len(plan.spans), tokens,
             *(x.data_ptr() for x in arrays),
         )  # fmt: skip
-        shape = _Shape(heads, kv_heads, dim, heads * dim, cache.size, window or 0, dim**-0.5)
+        shape = _Shape(heads, kv_heads, dim, heads * dim, cache.size, window or 0, cache.bits, dim**-0.5)
         native.call("attention_paged", ctypes.c_int(native.dtype_code(q)), paged, shape)
         return out
 

@@ -10,6 +10,7 @@ started anew.
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import uuid
@@ -36,6 +37,7 @@ from riverrun.wire.codec import get_codec
 __all__ = ["Fleet", "Replica"]
 
 T = TypeVar("T")
+_LOG = logging.getLogger("riverrun.serve")
 BLOCK = 16
 START_SECONDS = 900.0
 PING_SECONDS, HUNG_SECONDS = 2.0, 60.0
@@ -95,9 +97,11 @@ class Replica:
         return next(iter(self.model.snapshots()), None)
 
     def set_adapters(self, adapters: Mapping[str, Path]) -> None:
-        """Load those of them that are not here, and unload all others."""
-        for name in self.model.adapters:
-            if name not in adapters:
+        """Load those of them that are not here, and unload all others; a name may mean another one by now."""
+        from riverrun.serve.llm import adapter_digest
+
+        for name, digest in self.model.adapter_digests.items():
+            if name not in adapters or adapter_digest(adapters[name]) != digest:
                 self.model.unload_adapter(name)
         for name, path in adapters.items():
             if name not in self.model.adapters:
@@ -139,6 +143,7 @@ class Fleet:
         self.router = Router(replicas)
         self._adapters = named
         self._live: set[int] = set()
+        self._unfit: dict[int, str] = {}
         self._changed = threading.Condition()
         self._closed = threading.Event()
         try:
@@ -213,8 +218,12 @@ class Fleet:
         """A replica that was started anew is used once it has all adapters."""
         try:
             self._ray.get(self._actors[number].set_adapters.remote(self._adapters), timeout=HUNG_SECONDS)
-        except self._ray.exceptions.RayError:
-            return  # asked again at the next turn
+        except self._ray.exceptions.RayError as error:  # asked again at the next turn
+            if (why := _told(error)) != self._unfit.get(number):
+                self._unfit[number] = why
+                _LOG.error("replica %d was started anew and gets no requests until it has all adapters: %s", number, why)
+            return
+        self._unfit.pop(number, None)
         with self._changed:
             self._live.add(number)
             self._changed.notify_all()

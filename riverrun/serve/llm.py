@@ -64,7 +64,7 @@ class LLM:
         slots: int = 32,
         context: int = 0,
         dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto",
-        kv: Literal["model", "int8"] = "model",
+        kv: Literal["model", "int8", "int4"] = "model",
         weights: Literal["auto", "full", "stored"] = "auto",
         cache_gb: float = 0.0,
         waiting: int = 0,
@@ -78,7 +78,7 @@ class LLM:
         """`context` 0 takes the model's own length, at most 4096 tokens.
 
         `adapter` is merged into the weights, `adapters` are asked for by name. `slots`: requests that run at once;
-        `waiting`: those that may wait beside them (0: any number). `kv`: how keys and values are kept;
+        `waiting`: those that may wait beside them (0: any number). `kv`: how keys and values are kept (int8 and int4: codes of so many bits);
         `weights` of few bits: laid out in `dtype` (full), or as they are (stored). `step_seconds`:
         a prompt is computed in pieces so small that running answers wait about so long for their next token.
         `lookup`: tokens that are guessed from what was said before and verified in one step (0: none).
@@ -139,7 +139,7 @@ class LLM:
             raise CapacityError(
                 f"keys and values of one context of {self._context} tokens take "
                 f"{self._context * bytes_per_token / 1e9:.2f} GB, the cache has {given / 1e9:.2f} GB: choose a shorter "
-                "context, kv int8 or a larger cache_gb"
+                "context, kv int8 or int4, or a larger cache_gb"
             )
         return min(wanted, fits)
 
@@ -328,6 +328,11 @@ class LLM:
         """Names that a request may ask for."""
         return tuple(self._adapters)
 
+    @property
+    def adapter_digests(self) -> dict[str, str]:
+        """What stands behind each name."""
+        return dict(self._adapters)
+
     def load_adapter(self, name: str, path: Path) -> None:
         """Load an adapter in PEFT's layout while requests run; a name that is taken is refused."""
         if not name or name in self._adapters:
@@ -336,7 +341,7 @@ class LLM:
             )
         self._loop.run(lambda: self._loop.engine.load_adapter(name, Path(path)))
         # blocks are named by what the adapter is: another one under this name finds none of them
-        self._adapters[name] = digest_file(Path(path) / "adapter_model.safetensors")
+        self._adapters[name] = adapter_digest(Path(path))
 
     def unload_adapter(self, name: str) -> None:
         """Requests that use it are ended first."""
@@ -454,6 +459,11 @@ class LLM:
             watch = sequence.watch = TextStream(self._texts.tokenizer, sequence.stops)
         watch.push(token)
         return watch.stopped
+
+
+def adapter_digest(folder: Path) -> str:
+    """Of an adapter's weights and of how they are meant (its rank and alpha)."""
+    return "+".join(digest_file(folder / name) for name in ("adapter_model.safetensors", "adapter_config.json"))
 
 
 def read_messages(messages: str | Seq[Message] | Seq[Mapping[str, Any]]) -> tuple[Message, ...]:

@@ -143,7 +143,7 @@ def test_two_replicas(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
-        ({"kv": "int9"}, "--kv int9 is not one of model, int8"),
+        ({"kv": "int9"}, "--kv int9 is not one of model, int8, int4"),
         ({"dtype": "float8"}, "--dtype float8 is not one of"),
         ({"slots": 0}, "--slots is 0: give 1 or more"),
         ({"step_ms": 0.0}, "--step-ms is 0: give 1 or more"),

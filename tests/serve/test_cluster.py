@@ -89,7 +89,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def fleet(folder: Path) -> Iterator[Fleet]:
     plain = inspect.isgenerator
-    with Fleet(folder, replicas=3, name="tiny", dtype="float32", slots=4, context=256) as opened:
+    first = {"first": write_adapter(folder / "first", folder)}
+    with Fleet(folder, replicas=3, adapters=first, name="tiny", dtype="float32", slots=4, context=256) as opened:
         yield opened
     inspect.isgenerator = plain  # ray puts another one there, and other tests read the docs of Python's own
 
@@ -177,12 +178,15 @@ def pids(fleet: Fleet) -> list[int]:
 
 def test_one_of_three_is_killed_under_load(fleet: Fleet, folder: Path, tmp_path: Path) -> None:
     """Every request is answered, or says that the replica died; nothing hangs; the replica comes back, and has the
-    adapter that was loaded while all were there."""
+    adapters of now: one that was loaded while all were there, and what a name means that meant another at the start."""
     before, found, stop = pids(fleet), list[str](), threading.Event()
-    fleet.load_adapter("late", write_adapter(tmp_path / "late", folder))
-    late = replace(asked(1), adapter="late")
-    wanted = fleet.generate([late])[0].raw
-    assert wanted != fleet.generate([asked(1)])[0].raw
+    fleet.load_adapter("late", write_adapter(tmp_path / "late", folder, rank=2))
+    named = [replace(asked(1), adapter=name) for name in ("", "first", "late")]
+    assert len({done.raw for done in fleet.generate(named)}) == 3
+    fleet.unload_adapter("first")
+    fleet.load_adapter("first", write_adapter(tmp_path / "other", folder, rank=8))
+    late, other = named[2], named[1]
+    wanted = [done.raw for done in fleet.generate([late, other])]
     with BackgroundServer(make_app({"tiny": fleet})) as server:
 
         def client(number: int) -> None:
@@ -225,11 +229,29 @@ def test_one_of_three_is_killed_under_load(fleet: Fleet, folder: Path, tmp_path:
     assert (after[0], after[2]) == (before[0], before[2])
     import ray
 
-    [done] = ray.get(fleet._actors[1].generate.remote([late], "asked at the new one"))
-    assert done.raw == wanted
+    again = ray.get(fleet._actors[1].generate.remote([late, other], "asked at the new one"))
+    assert [done.raw for done in again] == wanted
     fleet.unload_adapter("late")
     with pytest.raises(InputError, match="late"):
         fleet.generate([late])
+
+
+def test_a_replica_that_cannot_have_all_adapters_stays_away_and_says_why(
+    fleet: Fleet, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    fleet._adapters["gone"] = tmp_path / "nowhere"
+    fleet._live.discard(2)
+    fleet._back(2)
+    fleet._back(2)
+    assert 2 not in fleet.live
+    del fleet._adapters["gone"]
+    told = [record.getMessage() for record in caplog.records if "replica 2" in record.getMessage()]
+    assert len(told) == 1, "said once"
+    assert "nowhere" in told[0]
+    deadline = time.monotonic() + PATIENCE
+    while 2 not in fleet.live and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert fleet.live == (0, 1, 2)
 
 
 def test_without_a_replica_it_says_so(folder: Path) -> None:

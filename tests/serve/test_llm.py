@@ -303,17 +303,17 @@ def test_tools_reach_the_prompt(model: LLM) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-@pytest.mark.parametrize("kv", ["model", "int8"])
+@pytest.mark.parametrize("kv", ["model", "int8", "int4"])
 def test_chances_in_16_bits_are_near_those_in_32(
-    tmp_path: Path, dtype: Literal["float16", "bfloat16"], kv: Literal["model", "int8"]
+    tmp_path: Path, dtype: Literal["float16", "bfloat16"], kv: Literal["model", "int8", "int4"]
 ) -> None:
     folder = write_tiny(tmp_path)
     with LLM(folder, dtype="float32", slots=2) as model:
         wanted = model.score("How much is", [" the book", "; it costs"])
     with LLM(folder, dtype=dtype, kv=kv, slots=2) as model:
-        assert model.loop.engine.kind == (dtype if kv == "model" else "int8")
+        assert model.loop.engine.kind == (dtype if kv == "model" else kv)
         found = model.score("How much is", [" the book", "; it costs"])
-    near = 0.2 if dtype == "bfloat16" or kv == "int8" else 0.05
+    near = {"model": 0.2 if dtype == "bfloat16" else 0.05, "int8": 0.2, "int4": 0.6}[kv]
     for own, other in zip(found, wanted, strict=True):
         assert own.logprobs == pytest.approx(other.logprobs, abs=near)
         assert own.logprobs != other.logprobs

@@ -15,7 +15,7 @@ from riverrun.base.protocols import Request
 from riverrun.base.types import Guide, Message, SamplingParams, ToolSpec
 from riverrun.serve.http.reading import fields, forced_tools, invalid, tool_spec, unsupported
 from riverrun.serve.http.responses_items import Item, messages_of
-from riverrun.serve.http.schema import StrictBody
+from riverrun.serve.http.schema import SCHEMA_NAME, StrictBody
 
 __all__ = ["ResponsesBody", "check_metadata", "responses_request"]
 
@@ -26,8 +26,8 @@ class TextFormat(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
     type: Literal["text", "json_object", "json_schema"]
-    name: str | None = None
-    description: str | None = None
+    name: str | None = Field(None, pattern=SCHEMA_NAME, description="a label for programs: the model does not see it")
+    description: str | None = Field(None, description="refused: the model sees the input alone")
     strict: bool | None = Field(None, description="answers always follow the schema: false is refused")
     schema_: dict[str, Any] | None = Field(None, alias="schema")
 
@@ -148,4 +148,6 @@ def _guide(wanted: TextFormat | None) -> Guide | None:
         raise invalid("text.format.schema", None, "a format of type json_schema needs it")
     if wanted.strict is False:
         raise unsupported("text.format.strict", False, "answers always follow the schema")
+    if wanted.description:
+        raise unsupported("text.format.description", wanted.description, "say it in the input")
     return Guide("json_schema", json.dumps(wanted.schema_))

@@ -20,6 +20,7 @@ from riverrun.web.errors import HttpError
 
 __all__ = [
     "REFUSED",
+    "SCHEMA_NAME",
     "ChatBody",
     "CompletionBody",
     "Count",
@@ -52,11 +53,15 @@ class StreamOptions(BaseModel):
     include_usage: bool = Field(False, description="send the token counts in a last chunk without choices")
 
 
+SCHEMA_NAME = r"^[A-Za-z0-9_-]{0,64}$"
+"""OpenAI's rule for the name of a schema."""
+
+
 class JsonSchema(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, populate_by_name=True)
 
-    name: str = ""
-    description: str = ""
+    name: str = Field("", pattern=SCHEMA_NAME, description="a label for programs: the model does not see it")
+    description: str = Field("", description="refused: the model sees the messages alone")
     strict: bool | None = Field(None, description="answers always follow the schema: false is refused")
     schema_: dict[str, Any] = Field(alias="schema")
 
@@ -259,6 +264,8 @@ def _guide(body: _Sampling) -> Guide | None:
                 )  # fmt: skip
             if wanted.json_schema.strict is False:
                 raise _unsupported("response_format.json_schema.strict", False, "answers always follow the schema")
+            if about := wanted.json_schema.description:
+                raise _unsupported("response_format.json_schema.description", about, "say it in the messages")
             schema = wanted.json_schema.schema_
         given["response_format"] = Guide("json_schema", json.dumps(schema))
     if body.guided_json is not None:

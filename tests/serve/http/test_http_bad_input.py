@@ -131,6 +131,11 @@ def test_openais_defaults_are_accepted(http: httpx.Client, name: str, value: Any
         ({"response_format": {"type": "json"}}, "'response_format.type' = \"json\""),
         ({"response_format": {"type": "json_schema"}}, "needs 'json_schema'"),
         ({"response_format": {"type": "json_schema", "json_schema": {"schema": {}, "strict": False}}}, "always follow"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"schema": {}, "name": "a b"}}}, "json_schema.name"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": {}, "description": "books"}}},
+            "'response_format.json_schema.description' = \"books\" is not supported: say it in the messages",
+        ),
         ({"guided_regex": "a", "guided_choice": ["a"]}, "'guided_regex' and 'guided_choice' are given"),
         ({"guided_choice": []}, "'guided_choice' = []"),
         ({"messages": []}, "'messages' = []"),

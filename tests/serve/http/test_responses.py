@@ -320,6 +320,8 @@ def test_the_store_is_bounded_in_number_size_and_age() -> None:
         ("text.verbosity", {"verbosity": "low"}),
         ("text.format.schema", {"format": {"type": "json_schema", "name": "n"}}),
         ("text.format.strict", {"format": {"type": "json_schema", "name": "n", "schema": {}, "strict": False}}),
+        ("text.format.name", {"format": {"type": "json_schema", "name": "a b", "schema": {}}}),
+        ("text.format.description", {"format": {"type": "json_schema", "description": "b", "schema": {}}}),
         ("input.0", ["hi"]), ("input.0.type", [{"type": "item_reference", "id": "x"}]),
         ("input.0.role", [{"role": "tool", "content": "x"}]),
         ("input.0.content.0.type", [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]),

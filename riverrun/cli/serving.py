@@ -49,6 +49,7 @@ Dtype = Annotated[str, typer.Option(help="auto, bfloat16, float16 or float32.", 
 Weights = Annotated[
     str, typer.Option(help="Of few bits: full (laid out), stored (as they are), auto.", rich_help_panel=_MODEL)
 ]
+Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N.", rich_help_panel=_MODEL)]
 Threads = Annotated[int, typer.Option(help="Processor threads; 0: all.", rich_help_panel=_MODEL)]
 StepMs = Annotated[
     float, typer.Option(help="Longest wait for a next token while prompts come in.", rich_help_panel=_MODEL)
@@ -105,6 +106,7 @@ def serve(
     kv: Kv = "model",
     dtype: Dtype = "auto",
     weights: Weights = "auto",
+    device: Device = "cpu",
     threads: Threads = 0,
     step_ms: StepMs = 100.0,
     lookup: Lookup = 0,
@@ -152,6 +154,7 @@ def serve(
             kv=kv,
             dtype=dtype,
             weights=weights,
+            device=device,
             threads=threads,
             step_ms=step_ms,
             lookup=lookup,

@@ -75,7 +75,7 @@ def visible(queries: Tensor, keys: Tensor, window: int | None) -> Tensor:
 
 def additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
     """0 where something is seen, -inf elsewhere."""
-    return torch.zeros(seen.shape, dtype=dtype).masked_fill(~seen, float("-inf"))
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, float("-inf"))
 
 
 class _Recomputed(torch.autograd.Function):

@@ -20,7 +20,8 @@ Turn = tuple[Tensor, Tensor]
 
 def _plain(base: float | Tensor, dim: int) -> Tensor:
     """1 / base^(2i / D) for each pair i, [D / 2]; `base` [T, 1] gives [T, D / 2]."""
-    out: Tensor = 1.0 / (base ** (torch.arange(0, dim, 2, dtype=torch.int64).to(torch.float32) / dim))
+    device = base.device if isinstance(base, Tensor) else None
+    out: Tensor = 1.0 / (base ** (torch.arange(0, dim, 2, dtype=torch.int64, device=device).to(torch.float32) / dim))
     return out
 
 
@@ -31,7 +32,7 @@ def dynamic_base(config: ModelConfig, length: Tensor) -> Tensor:
     """
     assert config.rope_scaling is not None
     factor, trained, dim = config.rope_scaling.factor, config.max_position_embeddings, config.head_dim
-    length = torch.maximum(length, torch.tensor(trained, dtype=length.dtype))
+    length = length.clamp(min=trained)
     grown: Tensor = config.rope_theta * ((factor * length / trained) - (factor - 1)) ** (dim / (dim - 2))
     return grown
 
@@ -105,12 +106,16 @@ class Rope:
         `lengths_T` are the `ModelConfig.rope_length` of each token's sequence, for dynamic NTK alone; 0 and None mean
         the plain base.
         """
+        self._inverse = self._inverse.to(positions_T.device)
         inverse = self._inverse[None, :]
         if lengths_T is not None and bool(lengths_T.any()):
             assert self._scaling is not None, "lengths are for models with dynamic NTK"
             inverse = _plain(dynamic_base(self._config, lengths_T)[:, None], self._config.head_dim)
         whole = _turn(positions_T, inverse, self._scale, dtype)
-        return whole, whole if self._local is None else _turn(positions_T, self._local[None, :], 1.0, dtype)
+        if self._local is None:
+            return whole, whole
+        self._local = self._local.to(positions_T.device)
+        return whole, _turn(positions_T, self._local[None, :], 1.0, dtype)
 
 
 def _turn(positions_T: Tensor, inverse: Tensor, scale: float, dtype: torch.dtype) -> Turn:

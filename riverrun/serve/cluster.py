@@ -27,6 +27,7 @@ from riverrun.base.optional import require
 from riverrun.base.protocols import Abort, Completion, Delta, ModelInfo, Request, Score
 from riverrun.base.types import Message
 from riverrun.models.load import load_checkpoint
+from riverrun.serve.aside import AsyncCalls
 from riverrun.serve.blocks import Digest, chain, root
 from riverrun.serve.metrics import Snapshot
 from riverrun.serve.routing import Router
@@ -108,7 +109,7 @@ class Replica:
                 self.model.load_adapter(name, path)
 
 
-class Fleet:
+class Fleet(AsyncCalls):
     """`with Fleet(path, replicas=3) as model: model.generate([...])`, as with one `LLM`."""
 
     def __init__(
@@ -221,7 +222,9 @@ class Fleet:
         except self._ray.exceptions.RayError as error:  # asked again at the next turn
             if (why := _told(error)) != self._unfit.get(number):
                 self._unfit[number] = why
-                _LOG.error("replica %d was started anew and gets no requests until it has all adapters: %s", number, why)
+                _LOG.error(
+                    "replica %d was started anew and gets no requests until it has all adapters: %s", number, why
+                )
             return
         self._unfit.pop(number, None)
         with self._changed:

@@ -13,7 +13,7 @@ import asyncio
 import queue
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from collections.abc import Sequence as Seq
 from contextlib import suppress
 from functools import cached_property, partial
@@ -29,6 +29,7 @@ from riverrun.base.optional import require
 from riverrun.base.protocols import Completion, Delta, ModelInfo, Request, Score
 from riverrun.base.types import Guide, Message, SamplingParams
 from riverrun.models.load import load_checkpoint
+from riverrun.serve.aside import AsyncCalls, call_soon, close, run_in_thread
 from riverrun.serve.blocks import root
 from riverrun.serve.draft import Lookup
 from riverrun.serve.engine import Engine
@@ -47,10 +48,12 @@ __all__ = ["LLM"]
 
 CACHE_SHARE = 0.25
 """Of the free memory, for keys and values, unless `cache_gb` says how much."""
+GPU_SHARE = 0.8
+"""Of what a GPU has free beside the weights."""
 Pooling = Literal["mean", "last"]
 
 
-class LLM:
+class LLM(AsyncCalls):
     """`with LLM(path) as model: model.generate([...])`. Text only."""
 
     def __init__(
@@ -66,6 +69,7 @@ class LLM:
         dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto",
         kv: Literal["model", "int8", "int4"] = "model",
         weights: Literal["auto", "full", "stored"] = "auto",
+        device: str = "cpu",
         cache_gb: float = 0.0,
         waiting: int = 0,
         step_seconds: float = 0.1,
@@ -78,14 +82,18 @@ class LLM:
         """`context` 0 takes the model's own length, at most 4096 tokens.
 
         `adapter` is merged into the weights, `adapters` are asked for by name. `slots`: requests that run at once;
-        `waiting`: those that may wait beside them (0: any number). `kv`: how keys and values are kept (int8 and int4: codes of so many bits);
-        `weights` of few bits: laid out in `dtype` (full), or as they are (stored). `step_seconds`:
-        a prompt is computed in pieces so small that running answers wait about so long for their next token.
+        `waiting`: those that may wait beside them (0: any). `kv`: how keys and values are kept: as they are, or in
+        codes of 8 or 4 bits; `weights` of few bits: laid out in `dtype` (full), or as they are (stored). `device`: cpu,
+        cuda or cuda:N.
+        `step_seconds`: a prompt is computed in pieces so small that running answers wait about so long for their next
+        token.
         `lookup`: tokens that are guessed from what was said before and verified in one step (0: none).
         `parallel`: processes of this machine that each hold a part of every layer. `engine` replaces the torch engine.
         """
         if parallel > 1 and weights == "stored":
             raise UnsupportedError("weights are laid out in full in several processes: leave out stored, or parallel")
+        if parallel > 1 and device != "cpu":
+            raise UnsupportedError(f"several processes work on the cpu: leave out device {device}, or parallel")
         self._opened = load_checkpoint(Path(path), adapter=adapter)
         longest = self._opened.config.longest
         if longest is not None and context > longest:
@@ -114,7 +122,8 @@ class LLM:
 
                 how: dict[str, Any] = {"tokens": room, "threads": threads, "dtype": dtype, "kv": kv}
                 return ParallelEngine.start(self._opened, parallel, **how)
-            return TorchEngine.open(self._opened, tokens=room, threads=threads, dtype=dtype, kv=kv, weights=weights)
+            more: dict[str, Any] = {"weights": weights, "device": device}
+            return TorchEngine.open(self._opened, tokens=room, threads=threads, dtype=dtype, kv=kv, **more)
 
         self._loop = Loop(
             open_engine,
@@ -130,10 +139,11 @@ class LLM:
         for key, folder in (adapters or {}).items():
             self.load_adapter(key, folder)
 
-    def _cache_tokens(self, slots: int, cache_gb: float, bytes_per_token: int) -> int:
-        """Tokens that the cache has room for."""
+    def _cache_tokens(self, slots: int, cache_gb: float, bytes_per_token: int, gpu_free: int) -> int:
+        """Tokens that the cache has room for: in the system's memory, or in so many free bytes of a GPU."""
         wanted = slots * self._context
-        given = cache_gb * 1e9 or CACHE_SHARE * (free_memory() or wanted * bytes_per_token / CACHE_SHARE)
+        system = CACHE_SHARE * (free_memory() or wanted * bytes_per_token / CACHE_SHARE)
+        given = cache_gb * 1e9 or GPU_SHARE * gpu_free or system
         fits = int(given / bytes_per_token)
         if fits < self._context:
             raise CapacityError(
@@ -302,24 +312,29 @@ class LLM:
         """The bytes that a token stands for."""
         return self._texts.piece(token)
 
-    # ---- the same for callers that wait in an event loop ---------------------------------------------------------
+    # ---- the same for callers in an event loop, beside those of `AsyncCalls` -------------------------------------
 
-    async def agenerate(self, requests: Seq[Request]) -> list[Completion]:
-        """As `generate`."""
-        return await asyncio.to_thread(self.generate, requests)
-
-    async def achat(self, messages: Any, params: SamplingParams | None = None, **rest: Any) -> Completion:
+    async def achat(
+        self, messages: str | Seq[Message] | Seq[Mapping[str, Any]], params: SamplingParams | None = None, **rest: Any
+    ) -> Completion:
         """As `chat`."""
-        return await asyncio.to_thread(partial(self.chat, messages, params, **rest))
+        asked = Request(read_messages(messages), params=params or SamplingParams(), **rest)
+        return (await self.agenerate([asked]))[0]
 
-    async def astream(self, request: Request) -> AsyncIterator[Delta]:
+    async def astream(self, request: Request) -> AsyncGenerator[Delta]:
         """As `stream`."""
-        deltas = await asyncio.to_thread(self.stream, request)
+        news = asyncio.Event()
+        ring = partial(call_soon, asyncio.get_running_loop(), news.set)
+        deltas = await run_in_thread(partial(self.poll, request, ring))
         try:
-            while (delta := await asyncio.to_thread(next, deltas, None)) is not None:
-                yield delta
+            for delta in deltas:
+                if delta is not None:
+                    yield delta
+                    continue
+                await news.wait()
+                news.clear()
         finally:
-            deltas.close()  # type: ignore[attr-defined]
+            close(deltas)
 
     # ---- adapters and weights ------------------------------------------------------------------------------------
 

@@ -12,10 +12,11 @@ import json
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from collections.abc import Sequence as Seq
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,6 +25,7 @@ from riverrun.base.errors import BusyError, InputError, IntegrityError
 from riverrun.base.optional import require
 from riverrun.base.protocols import Completion, Delta, ModelInfo, Request
 from riverrun.base.types import Message, SamplingParams, ToolCall
+from riverrun.serve.aside import iterate_in_thread, linked, run_abortable
 from riverrun.serve.blocks import Digest, chain
 from riverrun.serve.loop import Loop
 from riverrun.serve.request import Sequence
@@ -92,6 +94,21 @@ class Session:
                     yield delta
             finally:
                 deltas.close()  # type: ignore[attr-defined]
+
+    async def aask(self, turn: str | Seq[Message], params: SamplingParams | None = None, **rest: Any) -> Completion:
+        """As `ask`, for callers in an event loop; cancelling it aborts the turn."""
+        abort = linked(rest.pop("abort", None))
+        return await run_abortable(partial(self.ask, turn, params, abort=abort, **rest), abort.set)
+
+    async def astream(
+        self, turn: str | Seq[Message], params: SamplingParams | None = None, **rest: Any
+    ) -> AsyncGenerator[Delta]:
+        """As `stream`; leaving it aborts the turn."""
+        abort = linked(rest.pop("abort", None))
+        deltas = iterate_in_thread(partial(self.stream, turn, params, abort=abort, **rest), abort.set)
+        async with aclosing(deltas):
+            async for delta in deltas:
+                yield delta
 
     @contextmanager
     def _begun(self, turn: str | Seq[Message]) -> Iterator[tuple[Message, ...]]:

@@ -86,6 +86,7 @@ def test_all_at_once(folder: Path, certificate: tuple[Path, Path], tmp_path: Pat
     options += ["--log", str(log), "--sessions", str(tmp_path), "--adapters", str(tmp_path), "--no-page"]
     options += ["--slots", "2", "--context", "128", "--kv", "int8", "--dtype", "float32", "--cache-gb", "0.01"]
     options += ["--lookup", "2", "--step-ms", "50", "--timeout", "60", "--max-body-mb", "0.01", "--threads", "1"]
+    options += ["--device", "cpu"]
     with served(str(folder), "--port", "0", *options, "--origin", "https://shop.example") as line:
         url, _, rest = line.partition(" ")
         assert url.startswith("https://127.0.0.1:")
@@ -155,6 +156,13 @@ def test_two_replicas(folder: Path) -> None:
 def test_options_of_the_model_that_cannot_be(given: dict[str, object], sentence: str) -> None:
     with pytest.raises(InputError, match=sentence):
         model_options(**given)  # type: ignore[arg-type]
+
+
+def test_a_device_reaches_the_engine(tmp_path: Path) -> None:
+    from riverrun.serve.llm import LLM
+
+    with pytest.raises(InputError, match="device 'gpu' is not cpu, cuda or cuda:N"):
+        LLM(write_tiny(tmp_path), **model_options(device="gpu"))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from riverrun.base.errors import InputError, UnsupportedError
 from riverrun.base.memory import free_memory
 from riverrun.models.io.adapter import load_adapter
 from riverrun.models.load import Checkpoint, load_model
@@ -19,18 +21,32 @@ from riverrun.models.paged import KVType, NewTokens, PagedAttend, PagedCache, by
 from riverrun.models.transformer import CausalLM
 from riverrun.serve.engine import Judged, Work
 
-__all__ = ["BLOCK_SIZE", "TorchEngine", "default_dtype"]
+__all__ = ["BLOCK_SIZE", "TorchEngine", "default_dtype", "device_of"]
 
 Weights = Literal["auto", "full", "stored"]
 BLOCK_SIZE = 16
 """Tokens of a block: what is shared is shared to within so many."""
+CPU = torch.device("cpu")
 _ROWS = 128
 """Log-probabilities are taken for so many rows at once: rows * vocabulary * 4 bytes."""
 
 
-def default_dtype() -> torch.dtype:
-    """bfloat16 where the processor multiplies it (AVX512-BF16, AMX), else float32."""
+def default_dtype(device: torch.device = CPU) -> torch.dtype:
+    """bfloat16 where the processor multiplies it (AVX512-BF16, AMX), else float32; on a GPU bfloat16, else float16."""
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
     return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
+
+
+def device_of(name: str) -> torch.device:
+    """cpu, cuda or cuda:N; one that is not here is refused."""
+    if not re.fullmatch(r"cpu|cuda(:[0-9]{1,3})?", name):
+        raise InputError(f"device '{name}' is not cpu, cuda or cuda:N: choose one of them")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= (count := torch.cuda.device_count()):
+        built = "CUDA " + torch.version.cuda if torch.version.cuda else "no CUDA"
+        raise UnsupportedError(f"device {name}: torch sees {count} GPUs here (built with {built}): choose cpu")
+    return device
 
 
 def _stays_in_its_file(opened: Checkpoint, dtype: torch.dtype) -> bool:
@@ -59,22 +75,31 @@ class TorchEngine:
         cls,
         opened: Checkpoint,
         *,
-        tokens: Callable[[int], int],
+        tokens: Callable[[int, int], int],
         threads: int = 0,
         dtype: str = "auto",
         kv: KVType = "model",
         weights: Weights = "auto",
+        device: str = "cpu",
     ) -> TorchEngine:
         """A checkpoint, laid out for inference alone; threads 0 keeps torch's choice.
 
-        `tokens` gives the room of the cache from the bytes that a token takes there. `weights`: those of few bits are
-        laid out in `dtype` ("full") or kept as they are stored ("stored"), by what fits in the free memory ("auto").
+        `tokens` gives the room of the cache from the bytes that a token takes there, and a GPU's free bytes (0: it is
+        the system's memory). `weights`: those of few bits are laid out in `dtype` ("full") or kept as they are stored
+        ("stored"), by what fits in the free memory ("auto"); a GPU has them laid out.
         """
+        if device != "cpu" and weights == "stored":
+            raise UnsupportedError(f"weights are laid out in full on device {device}: leave out stored, or choose cpu")
+        place = device_of(device)
         if threads:
             torch.set_num_threads(threads)
         kinds = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
-        chosen = default_dtype() if dtype == "auto" else kinds[dtype]
-        room = tokens(bytes_per_token(opened.config, kv, chosen.itemsize))
+        chosen = default_dtype(place) if dtype == "auto" else kinds[dtype]
+        each = bytes_per_token(opened.config, kv, chosen.itemsize)
+        if place.type != "cpu":
+            model = load_model(opened, chosen).to(place)
+            return cls(model, tokens=tokens(each, torch.cuda.mem_get_info(place)[0]), kv=kv, device=place)
+        room = tokens(each, 0)
         large = _stays_in_its_file(opened, chosen)
         few = opened.gguf is not None or opened.quantization is not None
         if weights == "stored" or (weights == "auto" and large and few):

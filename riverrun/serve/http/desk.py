@@ -15,9 +15,10 @@ from pydantic import BaseModel
 from riverrun.base.protocols import Abort, Completion, Delta, LanguageModel
 from riverrun.base.protocols import Request as Asked
 from riverrun.base.types import Usage
+from riverrun.serve.aside import close, run_in_thread
 from riverrun.serve.desk import Desk, Place
 from riverrun.serve.http.schema import read_body
-from riverrun.serve.http.streaming import Chunks, EventStream, Piece, Ring, close, disconnected, run_in_thread
+from riverrun.serve.http.streaming import Chunks, EventStream, Piece, Ring, disconnected
 from riverrun.web.app import parse_json
 from riverrun.web.keys import Key
 

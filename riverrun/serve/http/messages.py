@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from fastapi import FastAPI, Request, Response
 
+from riverrun.serve.aside import run_in_thread
 from riverrun.serve.http.desk import HttpDesk, key_of, read_request
 from riverrun.serve.http.messages_body import CountBody, MessagesBody, messages_request
 from riverrun.serve.http.messages_events import MessageEvents
 from riverrun.serve.http.openai import add_post
-from riverrun.serve.http.streaming import run_in_thread
 from riverrun.web.errors import json_bytes
 
 __all__ = ["add_messages"]

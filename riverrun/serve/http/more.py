@@ -23,10 +23,11 @@ from riverrun.base.errors import InputError, UnsupportedError
 from riverrun.base.protocols import Abort, Completion, Delta, Embedder
 from riverrun.base.protocols import Request as Asked
 from riverrun.base.types import SamplingParams
+from riverrun.serve.aside import run_in_thread
 from riverrun.serve.http.desk import HttpDesk, key_of, read_request
 from riverrun.serve.http.openai import add_post, usage_body
 from riverrun.serve.http.schema import Count, StrictBody, read_chat_messages, read_tools
-from riverrun.serve.http.streaming import Piece, Ring, run_in_thread
+from riverrun.serve.http.streaming import Piece, Ring
 from riverrun.serve.sessions import Session
 from riverrun.web.errors import HttpError, json_bytes
 

@@ -19,6 +19,7 @@ from pydantic import BaseModel
 from riverrun.base.protocols import Completion, Delta
 from riverrun.base.protocols import Request as Asked
 from riverrun.base.types import TokenLogprob, ToolCall, Usage
+from riverrun.serve.aside import run_in_thread
 from riverrun.serve.desk import Place
 from riverrun.serve.http.desk import HttpDesk, key_of, read_request
 from riverrun.serve.http.schema import (
@@ -29,7 +30,6 @@ from riverrun.serve.http.schema import (
     completion_requests,
     score_prefix,
 )
-from riverrun.serve.http.streaming import run_in_thread
 from riverrun.web.errors import HttpError, json_bytes
 
 __all__ = ["add_post", "add_routes", "usage_body"]

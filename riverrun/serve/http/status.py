@@ -7,8 +7,8 @@ from typing import Any
 
 from fastapi import FastAPI, Response
 
+from riverrun.serve.aside import run_in_thread
 from riverrun.serve.http.desk import HttpDesk
-from riverrun.serve.http.streaming import run_in_thread
 from riverrun.serve.metrics import Counted, Snapshot, page, summed
 from riverrun.web.errors import json_bytes
 

@@ -13,26 +13,25 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from functools import partial
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 from weakref import WeakKeyDictionary, ref
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from riverrun.base.protocols import Delta
+from riverrun.serve.aside import call_soon, close
 from riverrun.serve.http.sse import DONE, KEEP_ALIVE, event_bytes, named_event_bytes
 from riverrun.web.errors import HttpError, error_body, to_http_error
 
-__all__ = ["Chunks", "EventStream", "NamedEvents", "Piece", "Ring", "close", "disconnected", "run_in_thread"]
+__all__ = ["Chunks", "EventStream", "NamedEvents", "Piece", "Ring", "disconnected"]
 
 Piece = tuple[int, Delta]
 """The number of an answer, and the next piece of it."""
 Ring = Callable[[], object]
 """Called from any thread: what gave None before has something new."""
 
-T = TypeVar("T")
 _LOG = logging.getLogger("riverrun.serve")
 
 
@@ -51,40 +50,6 @@ class NamedEvents(Chunks, Protocol):
     """Chunks that go out as events named by their `type`, and say themselves how the stream ends."""
 
     def end(self, failure: HttpError | None) -> list[dict[str, Any]]: ...
-
-
-async def run_in_thread(call: Callable[[], T]) -> T:
-    """The call's result. A thread per call: a pool of fixed size would let slow models keep out all others."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[T] = loop.create_future()
-
-    def settle(result: T | None, error: BaseException | None) -> None:
-        if future.done():
-            return
-        if error is not None:
-            future.set_exception(error)
-        else:
-            future.set_result(result)  # type: ignore[arg-type]
-
-    def work() -> None:
-        result, error = None, None
-        try:
-            result = call()
-        except BaseException as caught:
-            # a StopIteration cannot be set on a future
-            error = RuntimeError(repr(caught)) if isinstance(caught, StopIteration) else caught
-        _call_soon(loop, settle, result, error)
-
-    threading.Thread(target=work, name="riverrun-request", daemon=True).start()
-    return await future
-
-
-def _call_soon(loop: asyncio.AbstractEventLoop, call: Callable[..., object], *arguments: object) -> bool:
-    try:
-        loop.call_soon_threadsafe(call, *arguments)
-    except RuntimeError:  # the loop was closed while the thread worked: nobody waits any more
-        return False
-    return True
 
 
 GATHER_SECONDS = 0.002
@@ -107,7 +72,7 @@ class _Doorbell:
         if self._rung or loop is None:
             return loop is not None
         self._rung = True
-        return _call_soon(loop, loop.call_later, GATHER_SECONDS, self._wake_all)
+        return call_soon(loop, loop.call_later, GATHER_SECONDS, self._wake_all)
 
     def _wake_all(self) -> None:
         self._rung = False
@@ -144,7 +109,7 @@ class _Pump:
             try:
                 for item in iterator:
                     if item is None:
-                        if _call_soon(self._loop, self._take_over, iterator):
+                        if call_soon(self._loop, self._take_over, iterator):
                             return
                         break
                     if self._stopped.is_set() or not self._put(item):
@@ -280,14 +245,6 @@ class EventStream(Response):
 
 
 _QUIET = object()
-
-
-def close(iterator: Iterator[Any]) -> None:
-    """End it, where it has a `close`."""
-    end = getattr(iterator, "close", None)
-    if end is not None:
-        with suppress(ValueError):  # a thread is in it, which sees the end of the aborted answer
-            end()
 
 
 async def disconnected(receive: Receive) -> None:

@@ -131,7 +131,10 @@ def test_openais_defaults_are_accepted(http: httpx.Client, name: str, value: Any
         ({"response_format": {"type": "json"}}, "'response_format.type' = \"json\""),
         ({"response_format": {"type": "json_schema"}}, "needs 'json_schema'"),
         ({"response_format": {"type": "json_schema", "json_schema": {"schema": {}, "strict": False}}}, "always follow"),
-        ({"response_format": {"type": "json_schema", "json_schema": {"schema": {}, "name": "a b"}}}, "json_schema.name"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": {}, "name": "a b"}}},
+            "json_schema.name",
+        ),
         (
             {"response_format": {"type": "json_schema", "json_schema": {"schema": {}, "description": "books"}}},
             "'response_format.json_schema.description' = \"books\" is not supported: say it in the messages",

@@ -313,7 +313,7 @@ def test_chances_in_16_bits_are_near_those_in_32(
     with LLM(folder, dtype=dtype, kv=kv, slots=2) as model:
         assert model.loop.engine.kind == (dtype if kv == "model" else kv)
         found = model.score("How much is", [" the book", "; it costs"])
-    near = {"model": 0.2 if dtype == "bfloat16" else 0.05, "int8": 0.2, "int4": 0.6}[kv]
+    near = {"model": 0.2 if dtype == "bfloat16" else 0.05, "int8": 0.2, "int4": 1.2}[kv]
     for own, other in zip(found, wanted, strict=True):
         assert own.logprobs == pytest.approx(other.logprobs, abs=near)
         assert own.logprobs != other.logprobs

@@ -35,18 +35,26 @@ class Journal:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        began, status = time.monotonic(), 0
+        began, status, written = time.monotonic(), 0, False
+
+        def write() -> None:
+            nonlocal written
+            if not written:
+                written = True
+                self._write(scope, status, time.monotonic() - began)
 
         async def seen(event: Event) -> None:
             nonlocal status
             if event["type"] == "http.response.start":
                 status = event["status"]
+            elif not event.get("more_body", False):
+                write()  # who has the whole answer finds its line
             await send(event)
 
         try:
             await self.app(scope, receive, seen)
         finally:
-            self._write(scope, status, time.monotonic() - began)
+            write()
 
     def _write(self, scope: Scope, status: int, seconds: float) -> None:
         asked: dict[str, Any] = scope.get("riverrun.asked") or {}

@@ -139,11 +139,11 @@ class LLM(AsyncCalls):
         for key, folder in (adapters or {}).items():
             self.load_adapter(key, folder)
 
-    def _cache_tokens(self, slots: int, cache_gb: float, bytes_per_token: int, gpu_free: int) -> int:
+    def _cache_tokens(self, slots: int, cache_gb: float, bytes_per_token: int, gpu_free: int | None) -> int:
         """Tokens that the cache has room for: in the system's memory, or in so many free bytes of a GPU."""
         wanted = slots * self._context
         system = CACHE_SHARE * (free_memory() or wanted * bytes_per_token / CACHE_SHARE)
-        given = cache_gb * 1e9 or GPU_SHARE * gpu_free or system
+        given = cache_gb * 1e9 or (system if gpu_free is None else GPU_SHARE * gpu_free)
         fits = int(given / bytes_per_token)
         if fits < self._context:
             raise CapacityError(

@@ -49,7 +49,7 @@ class ParallelEngine(TorchEngine):
         opened: Checkpoint,
         size: int,
         *,
-        tokens: Callable[[int, int], int],
+        tokens: Callable[[int, int | None], int],
         threads: int = 0,
         dtype: str = "auto",
         kv: KVType = "model",
@@ -58,7 +58,7 @@ class ParallelEngine(TorchEngine):
         is asked with the bytes that a token takes in one process."""
         chosen = default_dtype() if dtype == "auto" else _KINDS[dtype]
         part = shard_config(opened.config, size)  # says what does not fit before anything is started
-        room = tokens(bytes_per_token(part, kv, chosen.itemsize), 0)
+        room = tokens(bytes_per_token(part, kv, chosen.itemsize), None)
         threads = threads or max(1, (os.cpu_count() or 1) // size)
         job = {
             "path": str(opened.path.absolute()), "adapter": str(opened.adapter.absolute()) if opened.adapter else "",

@@ -75,7 +75,7 @@ class TorchEngine:
         cls,
         opened: Checkpoint,
         *,
-        tokens: Callable[[int, int], int],
+        tokens: Callable[[int, int | None], int],
         threads: int = 0,
         dtype: str = "auto",
         kv: KVType = "model",
@@ -84,8 +84,8 @@ class TorchEngine:
     ) -> TorchEngine:
         """A checkpoint, laid out for inference alone; threads 0 keeps torch's choice.
 
-        `tokens` gives the room of the cache from the bytes that a token takes there, and a GPU's free bytes (0: it is
-        the system's memory). `weights`: those of few bits are laid out in `dtype` ("full") or kept as they are stored
+        `tokens` gives the room of the cache from the bytes of a token, and a GPU's free bytes (None: it lies in the system's
+        memory). `weights`: those of few bits are laid out in `dtype` ("full") or kept as they are stored
         ("stored"), by what fits in the free memory ("auto"); a GPU has them laid out.
         """
         if device != "cpu" and weights == "stored":
@@ -99,7 +99,7 @@ class TorchEngine:
         if place.type != "cpu":
             model = load_model(opened, chosen).to(place)
             return cls(model, tokens=tokens(each, torch.cuda.mem_get_info(place)[0]), kv=kv, device=place)
-        room = tokens(each, 0)
+        room = tokens(each, None)
         large = _stays_in_its_file(opened, chosen)
         few = opened.gguf is not None or opened.quantization is not None
         if weights == "stored" or (weights == "auto" and large and few):

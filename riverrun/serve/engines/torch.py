@@ -84,8 +84,8 @@ class TorchEngine:
     ) -> TorchEngine:
         """A checkpoint, laid out for inference alone; threads 0 keeps torch's choice.
 
-        `tokens` gives the room of the cache from the bytes of a token, and a GPU's free bytes (None: it lies in the system's
-        memory). `weights`: those of few bits are laid out in `dtype` ("full") or kept as they are stored
+        `tokens` gives the room of the cache from the bytes of a token, and a GPU's free bytes (None: it lies in
+        the system's memory). `weights`: those of few bits are laid out in `dtype` ("full") or kept as they are stored
         ("stored"), by what fits in the free memory ("auto"); a GPU has them laid out.
         """
         if device != "cpu" and weights == "stored":

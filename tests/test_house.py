@@ -65,7 +65,8 @@ TORCH_FREE = [
 ]
 """Files of the folders above that stay without."""
 EXTRAS_AT_TOP = [
-    f"serve/http/{name}.py" for name in ("desk", "messages", "more", "openai", "responses", "status", "streaming")
+    f"serve/http/{name}.py"
+    for name in ("desk", "heads", "messages", "more", "openai", "responses", "status", "streaming")
 ]
 """Files beside those of TORCH that need an extra to be imported at all; others ask for it at construction."""
 

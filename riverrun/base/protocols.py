@@ -41,10 +41,14 @@ class ModelInfo:
 
 
 class Abort:
-    """Ends the requests that carry it: `set` may be called from any thread, and more than once."""
+    """Ends the requests that carry it: `set` may be called from any thread, and more than once.
+
+    `left`: counts of those whose stream was left before the last piece, which would have told them.
+    """
 
     def __init__(self) -> None:
         self._lock, self._calls, self.is_set = Lock(), list[Callable[[], None]](), False
+        self.left: list[Usage] = []
 
     def set(self) -> None:
         with self._lock:

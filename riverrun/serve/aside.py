@@ -100,6 +100,7 @@ async def iterate_in_thread(make: Callable[[], Iterator[T]], stop: Callable[[], 
 async def run_abortable(call: Callable[[], T], stop: Callable[[], object]) -> T:
     """The call's result. If the caller is cancelled, `stop` is called and the end of the call awaited."""
     task = asyncio.ensure_future(run_in_thread(call))
+    task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # its error may find nobody any more
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:

@@ -46,6 +46,10 @@ PING_SECONDS, HUNG_SECONDS = 2.0, 60.0
 OBJECT_STORE_BYTES = 128 << 20
 CONTROL = ("ping", "abort", "info", "snapshot", "set_adapters")
 """What a replica answers while all its calls are taken."""
+EARLY = 1000
+"""Names of requests that were ended before they came, which a replica remembers."""
+Named = tuple[Path, str]
+"""Folder and digest of an adapter."""
 CALLS = 256
 """Calls that a replica takes at once."""
 
@@ -59,26 +63,44 @@ class Replica:
 
         keep_freed_memory(arenas=2)
         self.model = LLM(Path(path), **options)
+        self._lock = threading.Lock()
         self._running: dict[str, Abort] = {}
+        self._early: dict[str, None] = {}
 
     def ping(self) -> int:
         """Its process."""
         return os.getpid()
 
     def abort(self, name: str) -> None:
-        """End what runs under that name."""
-        if name in self._running:
-            self._running[name].set()
+        """End what runs under that name, or is on its way here: this call may overtake it."""
+        with self._lock:
+            running = self._running.get(name)
+            if running is None:
+                self._early[name] = None
+                while len(self._early) > EARLY:  # they were over, and never come
+                    del self._early[next(iter(self._early))]
+        if running is not None:
+            running.set()
+
+    def _begun(self, name: str) -> Abort:
+        abort = Abort()
+        with self._lock:
+            self._running[name] = abort
+            early = name in self._early
+            self._early.pop(name, None)
+        if early:
+            abort.set()
+        return abort
 
     def generate(self, requests: Seq[Request], name: str) -> list[Completion]:
-        abort = self._running[name] = Abort()
+        abort = self._begun(name)
         try:
             return self.model.generate([replace(each, abort=abort) for each in requests])
         finally:
             del self._running[name]
 
     def stream(self, request: Request, name: str) -> Iterator[Delta]:
-        abort = self._running[name] = Abort()
+        abort = self._begun(name)
         try:
             for delta in self.model.stream(replace(request, abort=abort)):  # noqa: UP028
                 yield delta
@@ -97,16 +119,18 @@ class Replica:
         """What it has counted since it was started."""
         return next(iter(self.model.snapshots()), None)
 
-    def set_adapters(self, adapters: Mapping[str, Path]) -> None:
+    def set_adapters(self, adapters: Mapping[str, Named]) -> None:
         """Load those of them that are not here, and unload all others; a name may mean another one by now."""
-        from riverrun.serve.llm import adapter_digest
-
         for name, digest in self.model.adapter_digests.items():
-            if name not in adapters or adapter_digest(adapters[name]) != digest:
+            if name not in adapters or adapters[name][1] != digest:
                 self.model.unload_adapter(name)
-        for name, path in adapters.items():
-            if name not in self.model.adapters:
-                self.model.load_adapter(name, path)
+        for name, (path, digest) in adapters.items():
+            if name in self.model.adapters:
+                continue
+            self.model.load_adapter(name, path)
+            if self.model.adapter_digests[name] != digest:
+                self.model.unload_adapter(name)
+                raise InputError(f"the files of adapter '{name}' in {path} were changed: load them under another name")
 
 
 class Fleet(AsyncCalls):
@@ -136,19 +160,21 @@ class Fleet(AsyncCalls):
         self._owns = not self._ray.is_initialized()
         if self._owns:
             _start(self._ray, address)
-        named = {key: Path(folder).absolute() for key, folder in (adapters or {}).items()}
         merged = adapter.absolute() if adapter else None
-        options |= {"name": shown, "threads": threads, "codec": codec, "adapter": merged, "adapters": named}
+        options |= {"name": shown, "threads": threads, "codec": codec, "adapter": merged}
         cpus = threads if address else 0  # on this machine alone nothing is to be shared out
         self._actors = [self._actor(cpus).remote(str(Path(path).absolute()), options) for _ in range(replicas)]
         self.router = Router(replicas)
-        self._adapters = named
+        self._adapters = {key: _named(folder) for key, folder in (adapters or {}).items()}
+        self._adapting = threading.Lock()
+        """Held while replicas are given adapters: none becomes live with those of before."""
         self._live: set[int] = set()
         self._unfit: dict[int, str] = {}
         self._changed = threading.Condition()
         self._closed = threading.Event()
         try:
             self._ray.get([actor.ping.remote() for actor in self._actors], timeout=START_SECONDS)
+            self._ray.get([actor.set_adapters.remote(self._adapters) for actor in self._actors])
             self._live |= set(range(replicas))
             self._info: ModelInfo = self._ray.get(self._actors[0].info.remote())
         except self._ray.exceptions.RayError as error:
@@ -208,8 +234,9 @@ class Fleet(AsyncCalls):
                     if silent[number] >= HUNG_SECONDS and number in self._live:
                         self._lost(number)
                         ray.kill(self._actors[number], no_restart=False)
-                except ray.exceptions.RayError:
+                except ray.exceptions.RayError as error:
                     self._lost(number)
+                    self._tell(number, f"does not answer: {_told(error)}")
                 else:
                     silent[number] = 0.0
                     if number not in self._live:
@@ -217,19 +244,22 @@ class Fleet(AsyncCalls):
 
     def _back(self, number: int) -> None:
         """A replica that was started anew is used once it has all adapters."""
-        try:
-            self._ray.get(self._actors[number].set_adapters.remote(self._adapters), timeout=HUNG_SECONDS)
-        except self._ray.exceptions.RayError as error:  # asked again at the next turn
-            if (why := _told(error)) != self._unfit.get(number):
-                self._unfit[number] = why
-                _LOG.error(
-                    "replica %d was started anew and gets no requests until it has all adapters: %s", number, why
-                )
-            return
-        self._unfit.pop(number, None)
-        with self._changed:
-            self._live.add(number)
-            self._changed.notify_all()
+        with self._adapting:
+            try:
+                self._ray.get(self._actors[number].set_adapters.remote(self._adapters), timeout=HUNG_SECONDS)
+            except self._ray.exceptions.RayError as error:  # asked again at the next turn
+                self._tell(number, f"gets no requests until it has all adapters: {_told(error)}")
+                return
+            self._unfit.pop(number, None)
+            with self._changed:
+                self._live.add(number)
+                self._changed.notify_all()
+
+    def _tell(self, number: int, why: str) -> None:
+        """Log once why a replica is not used."""
+        if self._unfit.get(number) != why:
+            self._unfit[number] = why
+            _LOG.error("replica %d %s", number, why)
 
     def _gone(self, error: BaseException) -> bool:
         """Whether an error means that the replica, and not the request, failed."""
@@ -381,6 +411,9 @@ class Fleet(AsyncCalls):
     def detokenize(self, ids: Seq[int]) -> str:
         return self._texts.tokenizer.decode(ids, skip_special=False)
 
+    def count(self, text: str) -> int:
+        return len(self._texts.tokenizer.encode(text))
+
     def piece(self, token: int) -> bytes:
         return self._texts.piece(token)
 
@@ -390,15 +423,16 @@ class Fleet(AsyncCalls):
 
     def load_adapter(self, name: str, path: Path) -> None:
         """Load it in every replica that lives, and later in one that is started anew."""
-        folder = Path(path).absolute()
-        for number in self.live:
-            self._get(self._actors[number].call.remote("load_adapter", name, folder))
-        self._adapters = self._adapters | {name: folder}
+        with self._adapting:
+            for number in self.live:
+                self._get(self._actors[number].call.remote("load_adapter", name, Path(path).absolute()))
+            self._adapters = self._adapters | {name: _named(path)}
 
     def unload_adapter(self, name: str) -> None:
-        for number in self.live:
-            self._get(self._actors[number].call.remote("unload_adapter", name))
-        self._adapters = {key: folder for key, folder in self._adapters.items() if key != name}
+        with self._adapting:
+            for number in self.live:
+                self._get(self._actors[number].call.remote("unload_adapter", name))
+            self._adapters = {key: each for key, each in self._adapters.items() if key != name}
 
     # ---- the end -------------------------------------------------------------------------------------------------
 
@@ -433,6 +467,13 @@ def _start(ray: Any, address: str) -> None:
         ray.init(**given)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise InputError(f"the Ray cluster {address or 'of this machine'} cannot be used: {error}") from None
+
+
+def _named(folder: Path) -> Named:
+    from riverrun.serve.llm import adapter_digest
+
+    path = Path(folder).absolute()
+    return path, adapter_digest(path)
 
 
 def _abort(actor: Any, name: str) -> None:

@@ -74,6 +74,16 @@ class Place:
             raise InputError(f"the time limit must be 0 (none) or more seconds, got {asked}")
         return min(asked or self.timeout_seconds, self.timeout_seconds or asked)
 
+    def count(self, *given: str | Sequence[Message]) -> int:
+        """Tokens of texts and conversations, where the model shows its tokens; else 0."""
+        counted = getattr(self.model, "count", None)
+        if counted is None or not isinstance(self.model, HasTokens):
+            return 0
+        model = self.model
+        return sum(
+            counted(each) if isinstance(each, str) else len(model.tokenize(Request(tuple(each)))) for each in given
+        )
+
     def score(self, prefix: str | Sequence[Message], continuations: Sequence[str]) -> list[Score]:
         more: dict[str, Any] = {"adapter": self.adapter} if self.adapter else {}
         return self.model.score(prefix, continuations, **more)

@@ -27,7 +27,7 @@ from riverrun.base.errors import CapacityError, InputError, RiverrunError, Unsup
 from riverrun.base.memory import free_memory
 from riverrun.base.optional import require
 from riverrun.base.protocols import Completion, Delta, ModelInfo, Request, Score
-from riverrun.base.types import Guide, Message, SamplingParams
+from riverrun.base.types import Guide, Message, SamplingParams, Usage
 from riverrun.models.load import load_checkpoint
 from riverrun.serve.aside import AsyncCalls, call_soon, close, run_in_thread
 from riverrun.serve.blocks import root
@@ -209,7 +209,8 @@ class LLM(AsyncCalls):
     def _streamed(self, sequence: Sequence, request: Request) -> _Deltas:
         sequence.news = queue.SimpleQueue()
         self._submit([sequence])
-        return _Deltas(sequence, self._texts.deltas(request, sequence), self._loop.wake)
+        left = request.abort.left if request.abort is not None else []
+        return _Deltas(sequence, self._texts.deltas(request, sequence), self._loop.wake, left)
 
     def score(self, prefix: str | Seq[Message], continuations: Seq[str], *, adapter: str = "") -> list[Score]:
         """Log-probabilities of the continuations; what they share with one another or the past is there already."""
@@ -307,6 +308,10 @@ class LLM(AsyncCalls):
     def detokenize(self, ids: Seq[int]) -> str:
         """The text of ids, special tokens as they are written."""
         return self._texts.tokenizer.decode(self._texts.existing(ids), skip_special=False)
+
+    def count(self, text: str) -> int:
+        """Tokens of a text, however long it is."""
+        return len(self._texts.tokenizer.encode(text))
 
     def piece(self, token: int) -> bytes:
         """The bytes that a token stands for."""
@@ -489,21 +494,31 @@ def read_messages(messages: str | Seq[Message] | Seq[Mapping[str, Any]]) -> tupl
 
 
 class _Deltas:
-    """The iterator of a stream. Closing it, dropping it or reading it to its end aborts what is still running."""
+    """The iterator of a stream. Closing it, dropping it or reading it to its end aborts what is still running.
 
-    def __init__(self, sequence: Sequence, deltas: Iterator[Delta | None], wake: Callable[[], None]) -> None:
-        self._sequence, self._deltas, self._wake = sequence, deltas, wake
+    Counts that no piece has told stand in `left` then.
+    """
+
+    def __init__(
+        self, sequence: Sequence, deltas: Iterator[Delta | None], wake: Callable[[], None], left: list[Usage]
+    ) -> None:
+        self._sequence, self._deltas, self._wake, self._left, self._told = sequence, deltas, wake, left, False
 
     def __iter__(self) -> _Deltas:
         return self
 
     def __next__(self) -> Delta | None:
-        return next(self._deltas)
+        delta = next(self._deltas)
+        self._told = self._told or (delta is not None and delta.usage is not None)
+        return delta
 
     def close(self) -> None:
         self._sequence.aborted = True
         self._wake()
         with suppress(ValueError):  # another thread is waiting in __next__: it sees the end of the aborted sequence
             self._deltas.close()  # type: ignore[attr-defined]
+        if not self._told and self._sequence.timing.admitted:
+            self._told = True
+            self._left.append(self._sequence.usage)
 
     __del__ = close

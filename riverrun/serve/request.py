@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from riverrun.base.types import FinishReason, SamplingParams
+from riverrun.base.types import FinishReason, SamplingParams, Usage
 from riverrun.serve.blocks import Digest, chain
 from riverrun.serve.engine import Judged
 from riverrun.serve.guided import Guided
@@ -100,6 +100,11 @@ class Sequence:
     def length(self) -> int:
         """Tokens so far, of prompt and answer."""
         return len(self.prompt) + len(self.output)
+
+    @property
+    def usage(self) -> Usage:
+        """Its counts so far."""
+        return Usage(len(self.prompt), len(self.output), self.cached_tokens)
 
     @property
     def limit(self) -> int:

@@ -144,8 +144,7 @@ class Texts:
         if sequence.error:
             raise sequence.error
         assert sequence.finish_reason is not None
-        usage = Usage(len(sequence.prompt), len(sequence.output), sequence.cached_tokens)
-        return sequence.finish_reason, usage
+        return sequence.finish_reason, sequence.usage
 
     def completion(self, request: Request, sequence: Sequence) -> Completion:
         reason, usage = self.result(sequence)
@@ -191,8 +190,14 @@ class Texts:
 
         None whenever there is nothing yet, where the sequence rings; else the iterator waits.
         """
-        text = TextStream(self.tokenizer, self.stops(request))
-        parser = self._parser(request, sequence)
+        # made at once: the first look at a vocabulary takes its time, and whoever iterates may be an event loop
+        return self._deltas(
+            request, sequence, TextStream(self.tokenizer, self.stops(request)), self._parser(request, sequence)
+        )
+
+    def _deltas(
+        self, request: Request, sequence: Sequence, text: TextStream, parser: ThoughtParser
+    ) -> Iterator[Delta | None]:
         news, called, place = sequence.news, False, 0
         assert news is not None
 

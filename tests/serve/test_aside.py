@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import aclosing
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from riverrun.base.errors import BusyError, InputError
 from riverrun.base.protocols import Abort, Request
 from riverrun.base.types import Message, SamplingParams
-from riverrun.serve.aside import iterate_in_thread, run_in_thread
+from riverrun.serve.aside import iterate_in_thread, run_abortable, run_in_thread
 from riverrun.serve.llm import LLM
 from tests.tiny_model import write_tiny
 
@@ -142,6 +145,52 @@ def test_a_session_has_them_too(model: LLM) -> None:
 
     asyncio.run(work())
     assert idle(model)
+
+
+def test_nothing_is_made_in_the_event_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bytes of a large vocabulary take a while."""
+    import riverrun.serve.text as module
+
+    where, made = list[str](), module.token_bytes
+
+    def noted(*given: Any) -> list[bytes]:
+        where.append(threading.current_thread().name)
+        return made(*given)
+
+    monkeypatch.setattr(module, "token_bytes", noted)
+
+    async def work() -> None:
+        with LLM(write_tiny(tmp_path), dtype="float32", slots=2) as fresh:
+            assert [delta async for delta in fresh.astream(asked(0))]
+
+    asyncio.run(work())
+    assert where
+    assert threading.main_thread().name not in where
+
+
+def test_an_error_behind_a_cancelled_call_is_no_news() -> None:
+    entered, leave, told = threading.Event(), threading.Event(), list[dict[str, Any]]()
+
+    def call() -> None:
+        entered.set()
+        assert leave.wait(PATIENCE)
+        raise InputError("too late")
+
+    async def work() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, about: told.append(about))
+        task = asyncio.create_task(run_abortable(call, leave.set))
+        while not entered.is_set():
+            await asyncio.sleep(0.001)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        del task
+        gc.collect()
+        await asyncio.sleep(0)
+
+    asyncio.run(work())
+    gc.collect()
+    assert not told
 
 
 def test_errors_and_ends_come_through() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import shutil
 import signal
 import threading
 import time
@@ -138,6 +139,20 @@ def test_an_abort_reaches_the_replica(fleet: Fleet) -> None:
     assert fleet.router.running == [0, 0, 0]
 
 
+def test_an_abort_that_comes_before_its_request_counts(fleet: Fleet) -> None:
+    """The call that aborts may overtake the one that asks."""
+    for turn in range(12):
+        abort = Abort()
+        long = Request(prompt=f"The sea {turn}", params=SamplingParams(max_tokens=200, ignore_end=True), abort=abort)
+        if turn:
+            threading.Timer(0.002 * turn, abort.set).start()
+        else:
+            abort.set()
+        done = fleet.generate([long])[0] if turn % 2 else [*fleet.stream(long)][-1]
+        assert done.finish_reason == "abort", f"turn {turn}"
+    assert fleet.router.running == [0, 0, 0]
+
+
 def test_a_conversation_goes_on_where_it_was_computed(fleet: Fleet, folder: Path, tmp_path: Path) -> None:
     """As with one model; the past comes from the cache of a replica, and the conversation survives on disk."""
     turns = ["How much is the book about the sea? " * 3, "And the map?", "Both?"]
@@ -184,6 +199,7 @@ def test_one_of_three_is_killed_under_load(fleet: Fleet, folder: Path, tmp_path:
     named = [replace(asked(1), adapter=name) for name in ("", "first", "late")]
     assert len({done.raw for done in fleet.generate(named)}) == 3
     fleet.unload_adapter("first")
+    shutil.rmtree(folder / "first")  # nobody asks for what is no longer meant
     fleet.load_adapter("first", write_adapter(tmp_path / "other", folder, rank=8))
     late, other = named[2], named[1]
     wanted = [done.raw for done in fleet.generate([late, other])]
@@ -231,23 +247,29 @@ def test_one_of_three_is_killed_under_load(fleet: Fleet, folder: Path, tmp_path:
 
     again = ray.get(fleet._actors[1].generate.remote([late, other], "asked at the new one"))
     assert [done.raw for done in again] == wanted
+    shutil.rmtree(tmp_path / "other")
+    fleet._back(0)
+    assert 0 in fleet.live, "it has the adapter, whatever became of the folder"
     fleet.unload_adapter("late")
     with pytest.raises(InputError, match="late"):
         fleet.generate([late])
 
 
 def test_a_replica_that_cannot_have_all_adapters_stays_away_and_says_why(
-    fleet: Fleet, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    fleet: Fleet, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    fleet._adapters["gone"] = tmp_path / "nowhere"
-    fleet._live.discard(2)
-    fleet._back(2)
-    fleet._back(2)
-    assert 2 not in fleet.live
-    del fleet._adapters["gone"]
-    told = [record.getMessage() for record in caplog.records if "replica 2" in record.getMessage()]
-    assert len(told) == 1, "said once"
-    assert "nowhere" in told[0]
+    changed = write_adapter(tmp_path / "changed", folder)
+    for path, why in ((tmp_path / "nowhere", "nowhere"), (changed, "were changed: load them under another name")):
+        caplog.clear()
+        fleet._adapters["late"] = (path, "a digest")
+        fleet._live.discard(2)
+        fleet._back(2)
+        fleet._back(2)
+        assert 2 not in fleet.live
+        told = [record.getMessage() for record in caplog.records if "replica 2" in record.getMessage()]
+        assert len(told) == 1, "said once"
+        assert why in told[0]
+    del fleet._adapters["late"]
     deadline = time.monotonic() + PATIENCE
     while 2 not in fleet.live and time.monotonic() < deadline:
         time.sleep(0.05)

@@ -43,12 +43,12 @@ def test_no_tensor_of_a_forward_stays_on_the_processor(
 
 def test_a_device_that_is_not_here_is_refused(tmp_path: Path) -> None:
     folder = write_tiny(tmp_path)
-    for name in ("gpu", "cuda:x", "mps"):
+    for name in ("gpu", "cuda:x", "mps", "cuda:01", "cuda:"):
         with pytest.raises(InputError, match=f"device '{name}' is not cpu, cuda or cuda:N"):
             device_of(name)
-    beyond = f"cuda:{torch.cuda.device_count()}"
-    with pytest.raises(UnsupportedError, match=r"torch sees \d+ GPUs here .*: choose cpu"):
-        LLM(folder, device=beyond)
+    for number in (torch.cuda.device_count(), 128, 255, 256):
+        with pytest.raises(UnsupportedError, match=r"torch sees \d+ GPUs here .*: choose cpu"):
+            LLM(folder, device=f"cuda:{number}")
     with pytest.raises(UnsupportedError, match="several processes work on the cpu"):
         LLM(folder, device="cuda", parallel=2)
     with pytest.raises(UnsupportedError, match="in full on device cuda: leave out stored"):

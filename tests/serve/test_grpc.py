@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -176,6 +176,23 @@ def test_keys_and_their_quotas(model: LLM) -> None:
             assert list(little.generate("How much is it?", SamplingParams(max_tokens=12, ignore_end=True)))
             with pytest.raises(BusyError, match="used its 10 tokens a minute"):
                 little.info()
+    many = "How much is the book? " * 8
+    calls: list[Callable[[GrpcClient], object]] = [
+        lambda one: one.embed([many]),
+        lambda one: one.score(many, [" it"]),
+        lambda one: next(one.generate(many, SamplingParams(max_tokens=400, ignore_end=True))),  # and leaves
+    ]
+    for call in calls:
+        ring = KeyRing([key("little", tokens_per_minute=10)])
+        found = ring.find(b"little")
+        assert found is not None
+        with GrpcServer({"tiny": model}, keys=ring) as server:
+            with GrpcClient(f"127.0.0.1:{server.port}", api_key="little") as little:
+                call(little)
+            deadline = time.monotonic() + 30
+            while found._left > 0 and time.monotonic() < deadline:
+                time.sleep(0.01)
+            assert found._left < 0
 
 
 def test_health_and_reflection(server: GrpcServer) -> None:

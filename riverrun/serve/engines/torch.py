@@ -40,13 +40,13 @@ def default_dtype(device: torch.device = CPU) -> torch.dtype:
 
 def device_of(name: str) -> torch.device:
     """cpu, cuda or cuda:N; one that is not here is refused."""
-    if not re.fullmatch(r"cpu|cuda(:[0-9]{1,3})?", name):
+    found = re.fullmatch(r"cpu|cuda(?::(0|[1-9][0-9]*))?", name)
+    if not found:
         raise InputError(f"device '{name}' is not cpu, cuda or cuda:N: choose one of them")
-    device = torch.device(name)
-    if device.type == "cuda" and (device.index or 0) >= (count := torch.cuda.device_count()):
+    if name != "cpu" and int(found[1] or 0) >= (count := torch.cuda.device_count()):
         built = "CUDA " + torch.version.cuda if torch.version.cuda else "no CUDA"
         raise UnsupportedError(f"device {name}: torch sees {count} GPUs here (built with {built}): choose cpu")
-    return device
+    return torch.device(name)
 
 
 def _stays_in_its_file(opened: Checkpoint, dtype: torch.dtype) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 from riverrun.base.errors import InputError, UnsupportedError
 from riverrun.base.optional import require
 from riverrun.base.protocols import Delta, Embedder, LanguageModel, Request
+from riverrun.base.types import Usage
 from riverrun.serve.desk import Desk, HasAdapters
 from riverrun.serve.grpc.messages import (
     SERVICE,
@@ -134,8 +135,8 @@ class _Calls:
         def answer(payload: bytes, context: Any) -> Iterator[bytes]:
             with self._guarded(context) as key:
                 for delta in call(read(method, payload), context, key):
-                    if delta.usage is not None and key is not None:
-                        key.charge(delta.usage.total_tokens - delta.usage.cached_tokens)
+                    if delta.usage is not None:
+                        _charge(key, delta.usage)
                     yield chunk_of(delta).SerializeToString()
 
         return answer
@@ -176,18 +177,21 @@ class _Calls:
         return self.desk.find(name or next(iter(self.desk.names()), ""))
 
     @contextmanager
-    def _running(self, context: Any, *names: str) -> Iterator[Any]:
-        """Something that ends when its client goes away, or by these names."""
+    def _running(self, context: Any, key: Key | None, *names: str) -> Iterator[Any]:
+        """Something that ends when its client goes away, or by these names; the key pays for what was left, too."""
         with self.desk.registered(*names) as abort:
             if not context.add_callback(abort.set):
                 abort.set()
-            yield abort
+            try:
+                yield abort
+            finally:
+                _charge(key, Usage.total(abort.left))
 
     # ---- the methods
 
     def _generate(self, given: Any, context: Any, key: Key | None) -> Iterator[Delta]:
         place, asked = self._place(given.model), generate_request(given)
-        with self._running(context, given.request_id) as abort:
+        with self._running(context, key, given.request_id) as abort:
             yield from place.model.stream(place.placed([_of(asked, key)], abort)[0])
 
     def _chat(self, given: Any, context: Any, key: Key | None) -> Iterator[Delta]:
@@ -200,7 +204,7 @@ class _Calls:
             "template_variables": variables_of(given),
             "parallel_tool_calls": given.parallel_tool_calls if given.HasField("parallel_tool_calls") else True,
         }
-        with self._running(context, given.request_id) as abort:
+        with self._running(context, key, given.request_id) as abort:
             if given.session_id:
                 session = place.sessions().get(given.session_id)
                 yield from session.stream(messages, params, tools=tools, abort=abort, **rest)
@@ -221,11 +225,14 @@ class _Calls:
             raise UnsupportedError(f"model '{place.name}' makes no vectors: choose another model")
         more = {name: value for name, value in (("pooling", given.pooling), ("adapter", place.adapter)) if value}
         vectors = place.model.embed(list(given.texts), **more)
+        _charge(key, Usage(place.count(*given.texts)))
         return message("EmbedReply")(vectors=[message("Vector")(values=vector) for vector in vectors])
 
     def _score(self, given: Any, context: Any, key: Key | None) -> Any:
         prefix = messages_of(given.messages) or given.prefix
-        scores = self._place(given.model).score(prefix, list(given.continuations))
+        place = self._place(given.model)
+        scores = place.score(prefix, list(given.continuations))
+        _charge(key, Usage(place.count(prefix) + sum(len(score.logprobs) for score in scores)))
         made = [message("Scored")(logprobs=score.logprobs, is_greedy=score.is_greedy) for score in scores]
         return message("ScoreReply")(scores=made)
 
@@ -259,6 +266,11 @@ def _short(text: str) -> str:
     """A sentence that fits into the trailers, which hold some 8 KB and write a byte that is not ASCII as three."""
     data = text.encode("utf-8", "replace")
     return text if len(data) <= LONGEST_DETAIL else data[:LONGEST_DETAIL].decode("utf-8", "ignore") + " ..."
+
+
+def _charge(key: Key | None, usage: Usage) -> None:
+    if key is not None:
+        key.charge(usage.total_tokens - usage.cached_tokens)
 
 
 def _of(asked: Request, key: Key | None) -> Request:

@@ -47,6 +47,9 @@ class HttpDesk(Desk):
                 if not task.done():
                     abort.set()
                 return await task
+            except asyncio.CancelledError:  # the server ends
+                abort.set()
+                raise
             finally:
                 gone.cancel()
 
@@ -59,16 +62,20 @@ class HttpDesk(Desk):
         abort = registered.__enter__()
 
         def pieces(ring: Ring) -> Iterator[Piece | None]:
+            made: Iterator[Piece | None] = iter(())
             try:
-                for piece in make(abort, ring):
+                made = make(abort, ring)
+                for piece in made:
                     if piece is not None and piece[1].usage is not None:
                         charge(request, piece[1].usage)
                     yield piece
             finally:
+                close(made)
                 registered.__exit__(None, None, None)
+                charge(request, Usage.total(abort.left))
                 at_end()
 
-        return EventStream(pieces, chunks, keep_alive_seconds=self.keep_alive_seconds)
+        return EventStream(pieces, chunks, keep_alive_seconds=self.keep_alive_seconds, abort=abort.set)
 
     async def run(self, request: Request, place: Place, asked: Sequence[Asked]) -> list[Completion]:
         """The answers to all."""

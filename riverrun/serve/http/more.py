@@ -22,9 +22,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from riverrun.base.errors import InputError, UnsupportedError
 from riverrun.base.protocols import Abort, Completion, Delta, Embedder
 from riverrun.base.protocols import Request as Asked
-from riverrun.base.types import SamplingParams
+from riverrun.base.types import SamplingParams, Usage
 from riverrun.serve.aside import run_in_thread
-from riverrun.serve.http.desk import HttpDesk, key_of, read_request
+from riverrun.serve.http.desk import HttpDesk, charge, key_of, read_request
 from riverrun.serve.http.openai import add_post, usage_body
 from riverrun.serve.http.schema import Count, StrictBody, read_chat_messages, read_tools
 from riverrun.serve.http.streaming import Piece, Ring
@@ -163,6 +163,7 @@ class _Routes:
         elif not all(isinstance(text, str) for text in texts):
             raise UnsupportedError(f"model '{body.model}' takes no token ids: send texts")
         vectors = await run_in_thread(lambda: model.embed(texts, **more))
+        charge(request, Usage(count))
         data = [
             {"object": "embedding", "index": index, "embedding": _packed(vector, body.encoding_format)}
             for index, vector in enumerate(vectors)
@@ -178,6 +179,7 @@ class _Routes:
             raise UnsupportedError(f"model '{body.model}' gives no perplexity: choose another model")
         texts = [body.input] if isinstance(body.input, str) else body.input
         found = await run_in_thread(lambda: model.perplexity(texts, adapter=place.adapter))
+        charge(request, Usage(await run_in_thread(lambda: place.count(*texts))))
         return _json({"model": body.model, "ppl": found, "loss": [float(np.log(value)) for value in found]})
 
     # ---- sessions
@@ -235,6 +237,7 @@ class _Routes:
             done = await self.desk.call(request, ask, name=running)
         finally:
             await run_in_thread(over)
+        charge(request, done.usage)
         return _json(chunks.body(done.message.text, Delta(finish_reason=done.finish_reason, usage=done.usage)))
 
     async def close_session(self, request: Request) -> Response:

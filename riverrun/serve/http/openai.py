@@ -21,7 +21,7 @@ from riverrun.base.protocols import Request as Asked
 from riverrun.base.types import TokenLogprob, ToolCall, Usage
 from riverrun.serve.aside import run_in_thread
 from riverrun.serve.desk import Place
-from riverrun.serve.http.desk import HttpDesk, key_of, read_request
+from riverrun.serve.http.desk import HttpDesk, charge, key_of, read_request
 from riverrun.serve.http.schema import (
     ChatBody,
     CompletionBody,
@@ -141,6 +141,8 @@ class _Routes:
         body = await read_request(request, ScoreBody)
         place, prefix = self.desk.find(body.model), score_prefix(body)
         scores = await run_in_thread(lambda: place.score(prefix, body.continuations))
+        read = await run_in_thread(lambda: place.count(prefix))
+        charge(request, Usage(read + sum(len(score.logprobs) for score in scores)))
         data = [
             {"index": i, "logprobs": list(s.logprobs), "is_greedy": s.is_greedy, "total": s.total}
             for i, s in enumerate(scores)

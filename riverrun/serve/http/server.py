@@ -80,8 +80,10 @@ def _make_server(
     app: Any, drain_seconds: float, ready: threading.Event, tls: tuple[Path, Path] | None = None
 ) -> uvicorn.Server:
     require("uvicorn", extra="serve")
-    require("httptools", extra="serve")  # h11, the other choice, takes half of what a streamed token costs here
+    require("httptools", extra="serve")
     import uvicorn
+
+    from riverrun.serve.http.heads import LimitedProtocol
 
     class Server(uvicorn.Server):
         """Tells when it is ready, and ends normally after a signal, where uvicorn raises the signal again."""
@@ -113,7 +115,8 @@ def _make_server(
         log_config=None,
         access_log=False,
         server_header=False,
-        http="httptools",
+        http=LimitedProtocol,
+        ws="none",
         timeout_graceful_shutdown=math.ceil(drain_seconds),
         ssl_certfile=str(tls[0]) if tls else None,
         ssl_keyfile=str(tls[1]) if tls else None,

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
-from weakref import WeakKeyDictionary, ref
+from weakref import WeakKeyDictionary, WeakMethod, ref
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -56,28 +56,34 @@ GATHER_SECONDS = 0.002
 """Pieces of one step of the model come within it: the event loop wakes for all of them once."""
 
 
+Wake = WeakMethod[Callable[..., None]]
+
+
 class _Doorbell:
     """Wakes, in the event loop, those that have something new; once for all that rang within `GATHER_SECONDS`.
 
-    On few cores each wake-up costs the model more than the piece does.
+    On few cores each wake-up costs the model more than the piece does. It holds nobody: one that is gone is not woken.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop, self._wakes, self._rung = ref(loop), deque[Callable[[], None]](), False
+        self._loop, self._wakes, self._rung = ref(loop), deque[Wake](), False
 
-    def ring(self, wake: Callable[[], None]) -> bool:
+    def ring(self, wake: Wake) -> bool:
         """From any thread; False when the loop is closed."""
-        self._wakes.append(wake)  # before the look at _rung: who rings while all are woken is woken, too
         loop = self._loop()
-        if self._rung or loop is None:
-            return loop is not None
+        if loop is None or loop.is_closed():
+            return False
+        self._wakes.append(wake)  # before the look at _rung: who rings while all are woken is woken, too
+        if self._rung:
+            return True
         self._rung = True
         return call_soon(loop, loop.call_later, GATHER_SECONDS, self._wake_all)
 
     def _wake_all(self) -> None:
         self._rung = False
         while self._wakes:
-            self._wakes.popleft()()
+            if (wake := self._wakes.popleft()()) is not None:
+                wake()
 
 
 _DOORBELLS: WeakKeyDictionary[asyncio.AbstractEventLoop, _Doorbell] = WeakKeyDictionary()
@@ -105,7 +111,7 @@ class _Pump:
 
     def _run(self) -> None:
         try:
-            iterator = self._make(partial(self._doorbell.ring, self._read))
+            iterator = self._make(partial(self._doorbell.ring, WeakMethod(self._read)))
             try:
                 for item in iterator:
                     if item is None:
@@ -125,7 +131,7 @@ class _Pump:
 
     def _put(self, item: Piece | BaseException | None) -> bool:
         self.items.append(item)
-        return self._waiting is None or self._doorbell.ring(self.wake)
+        return self._waiting is None or self._doorbell.ring(WeakMethod(self.wake))
 
     def _take_over(self, iterator: Iterator[Piece | None]) -> None:
         """From the thread: the iterator never waits."""
@@ -151,7 +157,8 @@ class _Pump:
         except Exception as error:
             self.items.append(error)
             self._polled = None
-        self.wake()
+        if self.items:  # who is woken for nothing takes it for silence
+            self.wake()
 
     def wake(self, *_: object) -> None:
         """In the event loop: end the wait."""
@@ -173,7 +180,8 @@ class _Pump:
 class EventStream(Response):
     """An SSE answer over a model's iterator; see the module's text for errors and disconnects.
 
-    `keep_alive_seconds`: after so long without a piece a comment is sent, which keeps proxies from hanging up.
+    `keep_alive_seconds`: after so long without a piece a comment is sent, which keeps proxies from hanging up. `abort`
+    is called when the stream was left before its end.
     """
 
     def __init__(
@@ -182,25 +190,30 @@ class EventStream(Response):
         chunks: Chunks,
         *,
         keep_alive_seconds: float,
+        abort: Callable[[], object] = lambda: None,
     ) -> None:
         super().__init__(media_type="text/event-stream")
         del self.headers["content-length"]
         self.headers["cache-control"] = "no-store"
         self.headers["x-accel-buffering"] = "no"
-        self._make, self._chunks, self._keep_alive = make, chunks, keep_alive_seconds
+        self._make, self._chunks, self._keep_alive, self._abort = make, chunks, keep_alive_seconds, abort
         self._bytes = named_event_bytes if isinstance(chunks, NamedEvents) else event_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         pump = _Pump(self._make)
         gone = asyncio.ensure_future(disconnected(receive))
         gone.add_done_callback(pump.wake)
+        whole = False
         try:
-            await self._send_all(pump, gone, send)
+            whole = await self._send_all(pump, gone, send)
         finally:
+            if not whole:
+                self._abort()
             pump.stop()
             gone.cancel()
 
-    async def _send_all(self, pump: _Pump, gone: asyncio.Future[None], send: Send) -> None:
+    async def _send_all(self, pump: _Pump, gone: asyncio.Future[None], send: Send) -> bool:
+        """Whether it came to its end."""
         item = await self._next(pump, gone)
         if isinstance(item, Exception):
             raise item
@@ -221,8 +234,9 @@ class EventStream(Response):
                 continue
             await send({"type": "http.response.body", "body": data, "more_body": more})
             if not more:
-                return
+                return True
             data, item = b"", await self._next(pump, gone)
+        return False
 
     def _ending(self, item: Piece | BaseException | object | None, finished: bool) -> bytes:
         failure = None

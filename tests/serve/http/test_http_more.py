@@ -275,3 +275,104 @@ def test_other_origins_are_let_in_by_name_alone(model: LLM) -> None:
         with BackgroundServer(make_app({"tiny": model}, api_keys=["k"], allowed_origins=origins)) as server:
             answer = httpx.options(f"{server.url}/v1/chat/completions", headers=preflight, trust_env=False)
             assert (answer.headers.get("access-control-allow-origin") == "https://shop.example") is allowed
+
+
+def little(name: str = "little", *, tokens: int = 100_000) -> KeyRing:
+    from hashlib import sha256
+
+    return KeyRing([KeySettings(name=name, sha256=sha256(name.encode()).hexdigest(), tokens_per_minute=tokens)])
+
+
+def settle(condition: Any) -> bool:
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        if condition():
+            return True
+        time.sleep(0.01)
+    return False
+
+
+def test_every_token_is_paid_for(folders: Path) -> None:
+    """Also of a stream that was left, and of what is no answer."""
+    long = {"model": "tiny", "max_tokens": 300, "ignore_eos": True}
+    interactive = {"model": "tiny", "prompt": "How much is Salt?", "request_output_len": 300, "ignore_eos": True}
+    with LLM(folders / "model", dtype="float32", slots=4, name="tiny") as model:
+
+        def paid(route: str, asked: dict[str, Any], *, leave: bool = False) -> float:
+            ring = little()
+            key = ring.find(b"little")
+            assert key is not None
+            before = key._left
+            headers = {"authorization": "Bearer little"}
+            with (
+                BackgroundServer(make_app({"tiny": model}, api_keys=ring)) as server,
+                httpx.Client(base_url=server.url, timeout=60, trust_env=False, headers=headers) as client,
+            ):
+                if leave:
+                    with client.stream("POST", route, json=asked | {"stream": True}) as response:
+                        chunks = response.iter_raw()
+                        for _ in range(5):
+                            next(chunks)
+                else:
+                    assert client.post(route, json=asked).status_code == 200
+                assert settle(lambda: key.running == 0)
+                assert settle(lambda: key._left < before)
+            return before - key._left
+
+        for route, asked in (
+            ("/v1/chat/completions", long | {"messages": ASKED}),
+            ("/v1/completions", long | {"prompt": "How much", "n": 2}),
+            ("/v1/responses", {"model": "tiny", "input": "How much is Salt?", "max_output_tokens": 300}),
+            ("/v1/messages", {"model": "tiny", "messages": ASKED, "max_tokens": 300}),
+            ("/v1/chat/interactive", interactive),
+        ):
+            assert paid(route, asked, leave=True) > 5, route
+        assert paid("/v1/chat/interactive", interactive | {"request_output_len": 20}) > 20
+        ids = len(model.vector_ids("How much is it?"))
+        assert paid("/v1/embeddings", {"model": "tiny", "input": ["How much is it?"] * 3}) == pytest.approx(
+            3 * ids, abs=1
+        )
+        text = "How much is it? " * 400
+        assert paid("/get_ppl", {"model": "tiny", "input": text}) == pytest.approx(model.count(text), abs=1)
+        asked = {"model": "tiny", "prefix": "How much is", "continuations": [" it", " the book"]}
+        assert paid("/v1/score", asked) > model.count("How much is")
+
+
+@pytest.mark.parametrize("route", ["/v1/chat/interactive", "/v1/chat/completions"])
+def test_a_client_that_leaves_the_queue_leaves_it_at_once(tmp_path: Path, route: str) -> None:
+    busy = {"model": "tiny", "messages": ASKED, "max_tokens": 3500, "ignore_eos": True, "stream": True}
+    mine: dict[str, Any] = {"model": "tiny", "stream": True}
+    mine |= {"prompt": "Hello"} if route.endswith("interactive") else {"messages": ASKED}
+    with (
+        LLM(write_tiny(tmp_path, max_position_embeddings=4096), dtype="float32", slots=1, name="tiny") as model,
+        BackgroundServer(make_app({"tiny": model})) as server,
+        httpx.Client(base_url=server.url, timeout=60, trust_env=False) as client,
+        client.stream("POST", "/v1/chat/completions", json=busy) as first,
+    ):
+        chunks = first.iter_raw()
+        next(chunks)
+        with httpx.Client(base_url=server.url, timeout=0.3, trust_env=False) as other, pytest.raises(httpx.ReadTimeout):
+            other.post(route, json=mine)
+        assert settle(lambda: client.get("/ready").json()["running"] == 1)
+        assert settle(lambda: model.loop._pending == 1)
+        assert len(model.loop.scheduler.running) == 1, "the other answer still runs"
+
+
+def test_a_server_that_ends_ends_its_answers(tmp_path: Path) -> None:
+    long = {"model": "tiny", "messages": ASKED, "max_tokens": 3500, "ignore_eos": True}
+    with LLM(write_tiny(tmp_path, max_position_embeddings=4096), dtype="float32", slots=1, name="tiny") as model:
+        with BackgroundServer(make_app({"tiny": model}), drain_seconds=0.1) as server:
+            url = f"{server.url}/v1/chat/completions"
+
+            def ask() -> None:
+                with pytest.raises(httpx.HTTPError):
+                    httpx.post(url, json=long, timeout=60, trust_env=False).raise_for_status()
+
+            thread = threading.Thread(target=ask)
+            thread.start()
+            assert settle(lambda: model.loop.scheduler.running)
+        thread.join()
+        assert model.loop._pending <= 1
+        began = time.monotonic()
+        assert settle(lambda: model.loop._pending == 0)
+        assert time.monotonic() - began < 5

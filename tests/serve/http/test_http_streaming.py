@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,6 +20,7 @@ from riverrun.base.errors import CapacityError
 from riverrun.base.fakes import FakeModel
 from riverrun.base.protocols import Delta, Request
 from riverrun.base.types import ToolCall, Usage
+from riverrun.serve.http.app import make_app
 from riverrun.serve.http.server import BackgroundServer
 from riverrun.serve.http.sse import EventParser
 
@@ -107,7 +110,12 @@ def test_a_client_that_leaves_before_the_first_piece_aborts_the_model(
 def test_an_error_before_the_first_piece_is_an_http_error(
     http: httpx.Client, models: dict[str, FakeModel], way: Way
 ) -> None:
-    models["full"] = way(FailingModel(CapacityError("9000 tokens, the context is 8192: send less")))
+    class Late(FailingModel):
+        def stream(self, request: Request) -> Iterator[Delta]:
+            time.sleep(0.05)  # the client waits for a while; it hears nothing before
+            return super().stream(request)
+
+    models["full"] = way(Late(CapacityError("9000 tokens, the context is 8192: send less")))
     response = http.post(CHAT, json=body("full", stream=True))
     assert response.status_code == 400
     assert response.json()["error"]["code"] == "context_length_exceeded"
@@ -200,3 +208,24 @@ def test_answers_that_the_event_loop_reads_come_as_they_are_written(
                 gate.permits.release()
     assert sorted(ended) == [0, 1]
     assert gate.closed.is_set()
+
+
+def test_a_server_that_ends_keeps_no_event_loop(way: Way) -> None:
+    from riverrun.serve.http.streaming import _DOORBELLS
+
+    def served() -> None:
+        gate = GateModel()
+        gate.permits.release()
+        with httpx.Client(timeout=PATIENCE_SECONDS, trust_env=False) as client:
+            with BackgroundServer(make_app({"gate": way(gate)}), drain_seconds=0.1) as running:
+                request = client.build_request("POST", running.url + CHAT, json=body("gate", stream=True))
+                assert b"role" in next(client.send(request, stream=True).iter_raw())
+            assert gate.wait_closed()
+
+    others = set(_DOORBELLS)
+    served()
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while len(_DOORBELLS) > len(others) and time.monotonic() < deadline:
+        time.sleep(0.02)
+        gc.collect()
+    assert set(_DOORBELLS) == others

@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 from riverrun.base.errors import InputError, RiverrunError
 from riverrun.base.optional import require
 from riverrun.base.protocols import Abort, Completion, Delta, ModelInfo, Request, Score
-from riverrun.base.types import Message
+from riverrun.base.types import Message, Usage
 from riverrun.models.load import load_checkpoint
 from riverrun.serve.aside import AsyncCalls
 from riverrun.serve.blocks import Digest, chain, root
@@ -342,8 +342,12 @@ class Fleet(AsyncCalls):
         return self._again(work, self._digests(request))
 
     def stream(self, request: Request, *, keep: Keep | None = None) -> Iterator[Delta]:
-        """Answer one request piece by piece; closing the iterator ends it where it runs."""
-        digests = self._digests(request)
+        """Answer one request piece by piece; closing the iterator ends it where it runs.
+
+        Of what was left its pieces count as tokens: the replica's own counts do not come any more.
+        """
+        ids = self._texts.prompt(request)
+        digests = chain(ids, BLOCK, root(request.adapter))
         for left in range(len(self._actors), -1, -1):
             number, name, pieces = self._choose(digests), uuid.uuid4().hex, 0
             actor = self._actors[number]
@@ -371,6 +375,8 @@ class Fleet(AsyncCalls):
                 self.router.end(number)
                 if not over:
                     _abort(actor, name)
+                    if request.abort is not None and pieces:
+                        request.abort.left.append(Usage(len(ids), pieces))
 
     def score(self, prefix: str | Seq[Message], continuations: Seq[str], *, adapter: str = "") -> list[Score]:
         asked = Request(prompt=prefix) if isinstance(prefix, str) else Request(tuple(prefix))

@@ -133,9 +133,13 @@ def test_an_abort_reaches_the_replica(fleet: Fleet) -> None:
     next(stream)
     abort.set()
     assert [delta.finish_reason for delta in stream][-1] == "abort"
-    stream = fleet.stream(Request(prompt="The sea", params=SamplingParams(max_tokens=200, ignore_end=True)))
+    left = Request(prompt="The sea", params=SamplingParams(max_tokens=200, ignore_end=True), abort=Abort())
+    stream = fleet.stream(left)
     next(stream)
     stream.close()  # type: ignore[attr-defined]
+    assert left.abort is not None
+    assert [each.completion_tokens for each in left.abort.left] == [1]
+    assert left.abort.left[0].prompt_tokens == len(fleet.tokenize(left))
     assert fleet.router.running == [0, 0, 0]
 
 

@@ -154,6 +154,7 @@ class Fleet(AsyncCalls):
         if replicas < 1:
             raise InputError(f"there cannot be {replicas} replicas: ask for 1 or more")
         self._ray = require("ray", extra="cluster")
+        self._adapters = {key: _named(folder) for key, folder in (adapters or {}).items()}
         opened = load_checkpoint(Path(path))
         shown = name or Path(path).stem
         threads = threads or max(1, (os.cpu_count() or 1) // replicas)
@@ -165,7 +166,6 @@ class Fleet(AsyncCalls):
         cpus = threads if address else 0  # on this machine alone nothing is to be shared out
         self._actors = [self._actor(cpus).remote(str(Path(path).absolute()), options) for _ in range(replicas)]
         self.router = Router(replicas)
-        self._adapters = {key: _named(folder) for key, folder in (adapters or {}).items()}
         self._adapting = threading.Lock()
         """Held while replicas are given adapters: none becomes live with those of before."""
         self._live: set[int] = set()

@@ -482,8 +482,11 @@ class LLM(AsyncCalls):
 
 
 def adapter_digest(folder: Path) -> str:
-    """Of an adapter's weights and of how they are meant (its rank and alpha)."""
-    return "+".join(digest_file(folder / name) for name in ("adapter_model.safetensors", "adapter_config.json"))
+    """Of an adapter's weights and of how they are meant (its rank and alpha); InputError where there is none."""
+    try:
+        return "+".join(digest_file(folder / name) for name in ("adapter_model.safetensors", "adapter_config.json"))
+    except OSError as error:
+        raise InputError(f"{folder} holds no adapter in PEFT's layout ({error.strerror}): choose another") from None
 
 
 def read_messages(messages: str | Seq[Message] | Seq[Mapping[str, Any]]) -> tuple[Message, ...]:

@@ -283,5 +283,7 @@ def test_a_replica_that_cannot_have_all_adapters_stays_away_and_says_why(
 def test_without_a_replica_it_says_so(folder: Path) -> None:
     with pytest.raises(InputError, match="there cannot be 0 replicas"):
         Fleet(folder, replicas=0)
+    with pytest.raises(InputError, match=r"nowhere holds no adapter in PEFT's layout"):
+        Fleet(folder, replicas=1, adapters={"gone": folder / "nowhere"})
     with pytest.raises(RiverrunError):
         Fleet(folder, replicas=1, dtype="float99")

@@ -1,9 +1,9 @@
 """A model's synchronous answer as an asynchronous HTTP response, without blocking the event loop.
 
 Each call runs in a thread of its own; a stream does so until its iterator says that it never waits (by giving None),
-and is read by the event loop from then on. A client that goes away closes the model's iterator (and so aborts the
-request), at its next piece where a thread reads it. The answer's status is sent with the first piece, so that a
-refusal before it is an ordinary HTTP error; a later failure becomes an error event.
+and is read by the event loop from then on. A client that goes away aborts the request and closes the model's iterator,
+at its next piece where a thread reads it. The answer's status is sent with the first piece, so that a refusal before it
+is an ordinary HTTP error; a later failure becomes an error event.
 """
 
 from __future__ import annotations
@@ -111,19 +111,17 @@ class _Pump:
 
     def _run(self) -> None:
         try:
-            iterator = self._make(partial(self._doorbell.ring, WeakMethod(self._read)))
+            iterator, given = self._make(partial(self._doorbell.ring, WeakMethod(self._read))), False
             try:
                 for item in iterator:
                     if item is None:
-                        if call_soon(self._loop, self._take_over, iterator):
-                            return
-                        break
+                        given = call_soon(self._loop, self._take_over, iterator)
+                        return
                     if self._stopped.is_set() or not self._put(item):
                         break
-            except BaseException:
-                close(iterator)
-                raise
-            close(iterator)
+            finally:
+                if not given:
+                    close(iterator)
         except BaseException as error:
             self._put(error)
         else:
